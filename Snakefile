@@ -1,0 +1,34 @@
+# saeflow: one study is one YAML file; everything that it shows is a file under results/<study>/.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# A study given by --configfile stands alone: Snakemake would merge it into the default study, SAEs and all.
+if "study" not in config:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+pathvars:
+    results=f"results/{STUDY.study}",
+
+
+container: "containers/saeflow.sif"
+
+
+include: "workflow/rules/datasets.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/activations.smk"
+include: "workflow/rules/saes.smk"
+include: "workflow/rules/features.smk"
+include: "workflow/rules/publish.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.input,
+        rules.verify.input,

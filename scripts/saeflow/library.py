@@ -1,0 +1,57 @@
+"""Which library modules a script depends on, found in the source without importing it.
+
+Snakemake tracks the content of a rule's inputs, not what its script imports; a rule that takes these files as input is
+rerun by an edit of any of them and by nothing else.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def modules_of(script: Path) -> list[str]:
+    """Files of the package that a script imports, directly or through other modules, sorted."""
+    found: set[Path] = set()
+    waiting = list(_imports(script))
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += _imports(module)
+    return sorted(str(path) for path in found)
+
+
+@cache
+def _imports(source: Path) -> tuple[Path, ...]:
+    """Files of the package that one file names in its import statements, wherever they stand."""
+    return tuple(path for node in ast.walk(ast.parse(source.read_text())) for path in _files(node, source))
+
+
+def _files(node: ast.AST, source: Path) -> Iterator[Path]:
+    """Files that one import statement runs: the module and the packages above it."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        base = _package_of(source, node.level) + (node.module.split(".") if node.module else [])
+        names = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+    else:
+        return
+    for name in names:
+        parts = name.split(".")
+        if parts[0] != PACKAGE.name:
+            continue
+        for depth in range(1, len(parts) + 1):
+            path = PACKAGE.joinpath(*parts[1:depth])
+            candidates = (path.with_suffix(".py"), path / "__init__.py")
+            yield from (candidate for candidate in candidates if depth > 1 and candidate.is_file())
+        yield PACKAGE / "__init__.py"
+
+
+def _package_of(source: Path, level: int) -> list[str]:
+    """Dotted parts that a relative import of this level starts from; none for an absolute import."""
+    if level == 0:
+        return []
+    return [PACKAGE.name, *source.resolve().parent.relative_to(PACKAGE).parts][: -(level - 1) or None]

@@ -1,0 +1,70 @@
+"""The bridge from a Snakemake job to the `main()` of its script."""
+
+import inspect
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+log = logging.getLogger(__name__)
+
+
+def run(main: Callable[..., None], job: Any) -> None:
+    """Call `main` with the job's named files and parameters, inside the job's log, threads, seeds and device.
+
+    Arguments:
+        main: a function of keyword-only arguments. It gets each named input, output and param that it asks for: a
+            single file as a Path, several as a list of Paths, a param as it is. `cfg` is the rule's dict of settings.
+        job: the `snakemake` object of a `script:` job.
+    Raises:
+        SystemExit: main failed. The traceback is in the job's log, its last line on standard error too.
+    """
+    logging.basicConfig(filename=str(job.log[0]), filemode="w", level=logging.INFO, format=_LOG_FORMAT, force=True)
+    logging.captureWarnings(True)
+    started = time.perf_counter()
+    try:
+        arguments = _arguments(main, job)
+        _make_deterministic(job.threads, arguments.get("cfg", {}))
+        main(**arguments)
+    except Exception as error:
+        log.error("failed after %.1f s\n%s", time.perf_counter() - started, traceback.format_exc())
+        logging.shutdown()
+        # A message of its own, not a traceback: the reader of the terminal wants the cause.
+        raise SystemExit(f"{job.rule}: {type(error).__name__}: {error}\n(traceback in {job.log[0]})") from None
+    log.info("done in %.1f s", time.perf_counter() - started)
+
+
+def _arguments(main: Callable[..., None], job: Any) -> dict[str, Any]:
+    """Values of main's parameters from the job's names; a missing one is a mistake in the rule."""
+    named: dict[str, Any] = {}
+    for files in (job.input, job.output):
+        named |= {name: [Path(f) for f in v] if not isinstance(v, str) else Path(v) for name, v in files.items()}
+    named |= dict(job.params.items())
+    wanted = inspect.signature(main).parameters
+    missing = [name for name, p in wanted.items() if name not in named and p.default is inspect.Parameter.empty]
+    if missing:
+        raise TypeError(f"rule {job.rule} names {sorted(named)}, its script also wants {missing}")
+    return {name: named[name] for name in wanted if name in named}
+
+
+def _make_deterministic(threads: int, cfg: dict[str, Any]) -> None:
+    """Fix threads and algorithms of torch, where the script imported it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    device = cfg.get("device", "cpu")
+    if device == "cuda":
+        # cuBLAS reads this when its first handle is made; without it its sums depend on the stream.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if not torch.cuda.is_available():
+            raise RuntimeError("compute.device: 'cuda', but torch finds no CUDA device here; use 'cpu' or a GPU node")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    log.info(
+        "torch %s on %s, %d thread(s), %s", torch.__version__, device, threads, torch.backends.cpu.get_cpu_capability()
+    )

@@ -1,0 +1,40 @@
+# Activation stores: one pass over each network captures every hook point of the study.
+
+STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
+
+
+rule capture_activations:
+    input:
+        dataset=rules.datasets.input,
+        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        lib=library("capture_activations"),
+    output:
+        manifests=each(f"{STORE}/manifest.json", seed=SEEDS, hook=HOOKS, split=SPLITS),
+        parts=[directory(part) for part in each(f"{STORE}/part-0", seed=SEEDS, hook=HOOKS, split=SPLITS)],
+    log:
+        "<results>/logs/capture_activations/{architecture}-{role}.log",
+    benchmark:
+        "<results>/benchmarks/capture_activations/{architecture}-{role}.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: STUDY.compute.threads
+    params:
+        cfg=settings("activations", seeds=list(SEEDS)),
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+        gpu=GPU,
+    script:
+        "../../scripts/capture_activations.py"
+
+
+rule activations:
+    input:
+        each(
+            f"{STORE}/manifest.json",
+            architecture=ARCHITECTURES,
+            role=ROLES,
+            seed=SEEDS,
+            hook=HOOKS,
+            split=SPLITS,
+        ),

@@ -1,0 +1,60 @@
+# What the other rule files share: the typed study, the names of its parts, and the library files of each script.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+from saeflow import config as saeflow_config
+from saeflow.library import modules_of
+
+try:
+    STUDY = saeflow_config.parse(config)
+except saeflow_config.ConfigError as error:
+    raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
+
+DATASET = STUDY.dataset.name
+ARCHITECTURES = STUDY.classifiers.architectures
+ROLES = tuple(STUDY.classifiers.roles)
+SEEDS = STUDY.classifiers.seeds
+HOOKS = STUDY.activations.hook_points
+SPLITS = ("train", "test")
+VARIANTS = tuple(STUDY.saes.variants)
+SAE_SEEDS = STUDY.saes.seeds
+GPU = int(STUDY.compute.device == "cuda")
+
+
+wildcard_constraints:
+    dataset="[a-z0-9_]+",
+    architecture="[A-Za-z0-9]+",
+    role="[a-z0-9_]+",
+    seed=r"\d+",
+    sae_seed=r"\d+",
+    hook=r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*",
+    split="train|test",
+    variant="[a-z0-9_]+",
+
+
+def library(script):
+    """Library modules that a script imports, directly or not: an edit of one reruns exactly what uses it."""
+    return modules_of(Path(workflow.basedir) / "scripts" / f"{script}.py")
+
+
+def settings(*sections, **more):
+    """The rule's one `cfg` param: seed, device, whole sections of the study, wildcards, and what else is named.
+
+    One dict of builtins, because Snakemake compares params as a set of values without their names.
+    """
+    study = STUDY.model_dump(mode="json")
+    fixed = {"seed": STUDY.seed, "device": STUDY.compute.device} | {name: study[name] for name in sections} | more
+    return lambda wildcards: fixed | {name: str(value) for name, value in wildcards.items()}
+
+
+def memory(base_mb):
+    """Megabytes by attempt: the measured peak of the default study plus a half, doubled at each retry."""
+    return lambda wildcards, attempt: base_mb * 2 ** (attempt - 1)
+
+
+def each(pattern, **values):
+    """Paths of a pattern over values of the study; wildcards not named stay wildcards."""
+    return expand(pattern, allow_missing=True, **values)

@@ -1,0 +1,84 @@
+# Sparse autoencoders: every variant and seed on the stores of one architecture, role and hook point in one job.
+
+SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
+SAE_GROUP = "{architecture}-{role}/{hook}"
+
+
+def stores(split):
+    """Manifests of one split, in the order of the seeds; each carries the digests of its chunks."""
+    return each(f"{STORE.replace('{split}', split)}/manifest.json", seed=SEEDS)
+
+
+def chunks(split):
+    """The folders that the manifests speak of: needed, but compared by the manifest alone."""
+    return [ancient(part) for part in each(f"{STORE.replace('{split}', split)}/part-0", seed=SEEDS)]
+
+
+rule train_saes:
+    input:
+        dataset=rules.datasets.input,
+        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        stores=stores("train"),
+        chunks=chunks("train"),
+        lib=library("train_saes"),
+    output:
+        saes=each(f"{SAE}/cfg.json", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
+        weights_of_saes=each(f"{SAE}/sae_weights.safetensors", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
+        curves=f"<results>/saes/{SAE_GROUP}.curves.parquet",
+    log:
+        f"<results>/logs/train_saes/{SAE_GROUP}.log",
+    benchmark:
+        f"<results>/benchmarks/train_saes/{SAE_GROUP}.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: STUDY.compute.threads
+    params:
+        cfg=settings("saes", seeds=list(SEEDS)),
+    resources:
+        mem_mb=memory(2000),
+        runtime=240,
+        gpu=GPU,
+    script:
+        "../../scripts/train_saes.py"
+
+
+rule evaluate_saes:
+    input:
+        dataset=rules.datasets.input,
+        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        stores=stores("test"),
+        chunks=chunks("test"),
+        saes=rules.train_saes.output.saes,
+        weights_of_saes=rules.train_saes.output.weights_of_saes,
+        lib=library("evaluate_saes"),
+    output:
+        metrics=f"<results>/saes/{SAE_GROUP}.metrics.parquet",
+    log:
+        f"<results>/logs/evaluate_saes/{SAE_GROUP}.log",
+    benchmark:
+        f"<results>/benchmarks/evaluate_saes/{SAE_GROUP}.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: STUDY.compute.threads
+    params:
+        cfg=settings(seeds=list(SEEDS), variants=list(VARIANTS), sae_seeds=list(SAE_SEEDS)),
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+        gpu=GPU,
+    script:
+        "../../scripts/evaluate_saes.py"
+
+
+rule saes:
+    input:
+        each(
+            f"{SAE}/cfg.json",
+            architecture=ARCHITECTURES,
+            role=ROLES,
+            seed=SEEDS,
+            hook=HOOKS,
+            variant=VARIANTS,
+            sae_seed=SAE_SEEDS,
+        ),
+        each(f"<results>/saes/{SAE_GROUP}.metrics.parquet", architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
