@@ -6,8 +6,8 @@ rule train_classifiers:
         dataset=rules.datasets.input,
         lib=library("train_classifiers"),
     output:
-        weights=each("<results>/models/{{dataset}}/{{architecture}}/{role}.safetensors", role=ROLES),
-        sidecars=each("<results>/models/{{dataset}}/{{architecture}}/{role}.json", role=ROLES),
+        weights=each("<results>/models/{dataset}/{architecture}/{role}.safetensors", role=ROLES),
+        sidecars=each("<results>/models/{dataset}/{architecture}/{role}.json", role=ROLES),
     log:
         "<results>/logs/train_classifiers/{dataset}.{architecture}.log",
     benchmark:

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Make or update the virtual environment in the folder $1 from the hashed locks. Needs python3 (3.11 or newer).
+set -eu
+venv=$1
+here=$(dirname "$0")
+
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "saeflow needs Python 3.11 or newer; found $(python3 --version)" >&2
+    exit 1
+}
+if ! python3 -c 'import ensurepip' 2>/dev/null; then
+    # Debian's bare python3 cannot make a virtual environment that has pip in it.
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv
+    else
+        echo "python3 lacks the venv module: apt-get install python3-venv, then run this again" >&2
+        exit 1
+    fi
+fi
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+python="$venv/bin/python"
+"$python" -m uv --version >/dev/null 2>&1 || "$python" -m pip install --quiet --require-hashes -r "$here/uv.lock"
+
+# uv does not read pip's settings: a machine set up for pip (a mirror, a folder of wheels) serves uv as well.
+setting() { "$python" -m pip config get "$1" 2>/dev/null || true; }
+export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(setting global.find-links)}}"
+index="${PIP_INDEX_URL:-$(setting global.index-url)}"
+[ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
+
+install() { VIRTUAL_ENV="$venv" "$python" -m uv pip install --require-hashes "$@"; }
+# torch: the CPU build where no GPU driver is and the machine offers that build; else the CUDA build, which runs on CPUs too.
+build=cuda
+if ! command -v nvidia-smi >/dev/null && install --quiet --dry-run -r "$here/requirements.lock" -r "$here/torch-cpu.lock" 2>/dev/null; then
+    build=cpu
+fi
+echo "saeflow: installing into $venv with the $build build of torch"
+install --quiet -r "$here/requirements.lock" -r "$here/torch-$build.lock"
+# `import saeflow` for notebooks; scripts of the workflow find it by themselves.
+"$python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "saeflow.pth").write_text(sys.argv[1] + "\n")' \
+    "$(cd "$here/../scripts" && pwd)"
