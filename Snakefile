@@ -31,4 +31,4 @@ rule all:
     default_target: True
     input:
         rules.report.input,
-        rules.verify.input,
+        rules.verify.output,

@@ -7,6 +7,6 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY envs /opt/saeflow/envs
 COPY scripts /opt/saeflow/scripts
-RUN sh /opt/saeflow/envs/install.sh /opt/saeflow/venv && rm -rf /root/.cache
+RUN TORCH_BUILD=cuda sh /opt/saeflow/envs/install.sh /opt/saeflow/venv && rm -rf /root/.cache
 # Snakemake calls plain `python` inside the container.
 ENV PATH=/opt/saeflow/venv/bin:$PATH PYTHONHASHSEED=0 CUBLAS_WORKSPACE_CONFIG=:4096:8

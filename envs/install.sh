@@ -28,9 +28,10 @@ index="${PIP_INDEX_URL:-$(setting global.index-url)}"
 [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
 
 install() { VIRTUAL_ENV="$venv" "$python" -m uv pip install --require-hashes "$@"; }
-# torch: the CPU build where no GPU driver is and the machine offers that build; else the CUDA build, which runs on CPUs too.
-build=cuda
-if ! command -v nvidia-smi >/dev/null && install --quiet --dry-run -r "$here/requirements.lock" -r "$here/torch-cpu.lock" 2>/dev/null; then
+# torch: the CPU build where no GPU driver is and the machine offers that build; else the CUDA build, which runs on CPUs
+# too. TORCH_BUILD=cpu or =cuda decides otherwise, as where an image is built for machines with a GPU.
+build=${TORCH_BUILD:-cuda}
+if [ -z "${TORCH_BUILD:-}" ] && ! command -v nvidia-smi >/dev/null && install --quiet --dry-run -r "$here/requirements.lock" -r "$here/torch-cpu.lock" 2>/dev/null; then
     build=cpu
 fi
 echo "saeflow: installing into $venv with the $build build of torch"

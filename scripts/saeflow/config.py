@@ -54,8 +54,8 @@ class Data(Section):
     )
     data_dir: str | None = Field(
         None,
-        description="Folder that holds `<Name>/raw/*-ubyte.gz` (torchvision's layout) or the files themselves, packed or "
-        "not. Without it they are downloaded.",
+        description="Folder that holds `<Name>/raw/*-ubyte.gz` (torchvision's layout) or the files themselves, packed "
+        "or not. Without it they are downloaded.",
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.25, description="Share of `digits` held out as test split, by class. The other sets bring their own split."
@@ -106,8 +106,8 @@ class Activations(Section):
     hook_points: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")], ...] = Field(
         ("last.pre",),
         min_length=1,
-        description="`<layer>.pre` or `<layer>.post`, before or after the nonlinearity. `first` and `last` name the first "
-        "and last hidden layer of any architecture; the layers' own names (`hidden1`, `conv1`, ...) work too.",
+        description="`<layer>.pre` or `<layer>.post`, before or after the nonlinearity. `first` and `last` name the "
+        "first and last hidden layer of any architecture; the layers' own names (`hidden1`, `conv1`, ...) work too.",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Number type on disk.")
     chunk_rows: PositiveInt = Field(16384, description="Activation vectors per chunk file.")

@@ -18,8 +18,9 @@ PAGE = ROOT / "config" / "README.md"
 
 _HEAD = """# The study file
 
-One study is one YAML file; every key, its meaning, unit and default. Unknown or contradictory keys are refused before any
-job starts, with the key, its value and what would be right. `config.yaml` is the default study, `studies/` holds more.
+One study is one YAML file; every key, its meaning, unit and default. Unknown or contradictory keys are refused before
+any job starts, with the key, its value and what would be right. `config.yaml` is the default
+study, `studies/` holds more.
 
 ```sh
 snakemake --cores 2 --configfile config/studies/mnist.yaml
@@ -70,8 +71,8 @@ def _table(title: str, section: type[Section], level: int = 2) -> str:
         f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description} |"
         for name, field in section.model_fields.items()
     ]
-    head = f"\n{'#' * level} {title}\n\n{section.__doc__.strip()}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
-    return head + "\n".join(rows) + "\n"
+    head = ["", f"{'#' * level} {title}", "", section.__doc__.strip(), ""]
+    return "\n".join([*head, "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
 
 
 def _type(annotation: Any) -> str:

@@ -84,6 +84,10 @@ class Comparison:
         ]
 
 
+class Different(Exception):
+    """A study is not what its reference says; the message is the list of differences."""
+
+
 def compare_manifests(ours: Mapping[str, str], reference: Mapping[str, str]) -> Comparison:
     """Compare digest by digest: for studies built on the same class of machine."""
     result = Comparison(sorted(set(reference) - set(ours)), sorted(set(ours) - set(reference)))

@@ -30,11 +30,4 @@ rule capture_activations:
 
 rule activations:
     input:
-        each(
-            f"{STORE}/manifest.json",
-            architecture=ARCHITECTURES,
-            role=ROLES,
-            seed=SEEDS,
-            hook=HOOKS,
-            split=SPLITS,
-        ),
+        outputs_of(rules.capture_activations, architecture=ARCHITECTURES, role=ROLES),

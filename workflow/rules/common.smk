@@ -58,3 +58,8 @@ def memory(base_mb):
 def each(pattern, **values):
     """Paths of a pattern over values of the study; wildcards not named stay wildcards."""
     return expand(pattern, allow_missing=True, **values)
+
+
+def outputs_of(rule, **values):
+    """All files that a rule makes in this study."""
+    return each([str(path) for path in rule.output], **values)

@@ -1,6 +1,13 @@
 # Images: embedded, from a folder that the study names, or downloaded.
 
 
+def dataset_files(wildcards):
+    """Folder with the raw files: the one that the study names, else the download; an embedded set has none."""
+    if DATASET == "digits":
+        return []
+    return STUDY.dataset.data_dir or rules.download_dataset.output.raw
+
+
 rule download_dataset:
     input:
         lib=library("download_dataset"),

@@ -27,9 +27,4 @@ rule train_classifiers:
 
 rule models:
     input:
-        each(
-            "<results>/models/{dataset}/{architecture}/{role}.safetensors",
-            dataset=DATASET,
-            architecture=ARCHITECTURES,
-            role=ROLES,
-        ),
+        outputs_of(rules.train_classifiers, dataset=DATASET, architecture=ARCHITECTURES),

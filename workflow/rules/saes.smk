@@ -72,13 +72,5 @@ rule evaluate_saes:
 
 rule saes:
     input:
-        each(
-            f"{SAE}/cfg.json",
-            architecture=ARCHITECTURES,
-            role=ROLES,
-            seed=SEEDS,
-            hook=HOOKS,
-            variant=VARIANTS,
-            sae_seed=SAE_SEEDS,
-        ),
-        each(f"<results>/saes/{SAE_GROUP}.metrics.parquet", architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        outputs_of(rules.train_saes, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        outputs_of(rules.evaluate_saes, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),

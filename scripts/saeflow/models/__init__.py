@@ -1,0 +1,1 @@
+"""Networks under study, and their training."""

@@ -1,0 +1,27 @@
+"""Compare the study with a reference: a manifest, digest by digest, or a study's folder, table by table."""
+
+import logging
+from pathlib import Path
+
+from saeflow import reproduce
+from saeflow.rule import run
+
+
+def main(*, manifest: Path, verdict: Path, cfg: dict) -> None:
+    ours = reproduce.read_manifest(manifest)
+    if cfg["reference"] is None:
+        verdict.write_text(f"{len(ours)} digests in {manifest.name}; no reference to compare with\n")
+        return
+    reference = Path(cfg["reference"])
+    if reference.is_dir():
+        comparison = reproduce.compare_tables(manifest.parent, reference, **cfg["verify"])
+    else:
+        comparison = reproduce.compare_manifests(ours, reproduce.read_manifest(reference))
+    logging.info("compared with %s\n%s", reference, "\n".join(comparison.lines()))
+    if not comparison.equal:
+        raise reproduce.Different("\n".join(comparison.lines()))
+    verdict.write_text(f"{comparison.lines()[0]}; reference {reference}\n")
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

@@ -1,0 +1,83 @@
+"""A study refuses what it cannot mean, and says what would be right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from saeflow import config, config_document
+
+ROOT = Path(__file__).parents[2]
+
+
+def study(**changes):
+    """A minimal valid study, changed."""
+    return {"study": "s", "saes": {"variants": {"t": {"architecture": "topk", "d_sae": 64, "k": 4}}}} | changes
+
+
+def sae(**keys):
+    return study(saes={"variants": {"t": keys}})
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "config/config.yaml", *sorted((ROOT / "config/studies").glob("*.yaml"))], ids=str
+)
+def test_every_study_that_ships_is_valid(path):
+    assert config.load(path).study
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (study(sede=1), "sede: 1 under an unknown key; did you mean 'seed'?"),
+        (study(classifiers={"epohcs": 3}), "classifiers.epohcs: 3 under an unknown key; did you mean 'epochs'?"),
+        (study(dataset={"name": "minst"}), "dataset.name: 'minst' is not right: input should be 'digits', 'mnist'"),
+        (study(dataset={"data_dir": "d"}), "dataset.data_dir: 'd' is of no use to 'digits'"),
+        (
+            study(classifiers={"roles": {"a": {"classes": [0, 11]}}}),
+            "classifiers.roles.a.classes: [11] not in dataset.name",
+        ),
+        (
+            study(classifiers={"roles": {"a": {"classes": [1, 1]}}}),
+            "classifiers.roles.a.classes: [1, 1] names a class twice",
+        ),
+        (sae(architecture="topk", d_sae=8, k=16), "saes.variants.t.k: 16 exceeds d_sae 8"),
+        (sae(architecture="relu", d_sae=8, target_l0=9), "saes.variants.t.target_l0: 9 exceeds d_sae 8"),
+        (sae(architecture="relu", d_sae=8), "saes.variants.t.penalty, target_l0: give exactly one of them"),
+        (sae(architecture="relu", d_sae=8, penalty=1, k=2), "saes.variants.t.k: 2 under an unknown key"),
+        (sae(architecture="tpk", d_sae=8, k=2), "saes.variants.t.architecture: 'tpk' is none of relu, gated"),
+        (
+            sae(architecture="matryoshka", d_sae=8, k=2, prefixes=[4, 2, 8]),
+            "saes.variants.t.prefixes: [4, 2, 8] must ascend and end with d_sae 8",
+        ),
+        (study(features={"cards": {"variants": ["u"]}}), "features.cards.variants: 'u' is not in saes.variants (t)"),
+        (study(study="Bad name"), "study: 'Bad name' is not right"),
+        ({}, "saes: missing, and it has no default"),
+    ],
+)
+def test_a_mistake_is_named_with_its_value_and_what_would_be_right(bad, said):
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(bad)
+    assert any(line.startswith(said) for line in str(error.value).splitlines()), str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(study(seed=-1, dataset={"name": "x"}, features={"top": 1}))
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_schema_and_page_of_keys_follow_the_types():
+    assert config_document.SCHEMA.read_text() == config_document.schema(), "run `make docs`"
+    assert config_document.PAGE.read_text() == config_document.page(), "run `make docs`"
+
+
+def test_the_page_names_every_key_of_the_default_study():
+    def keys(node):
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield key
+            yield from keys(value)
+
+    names = set(keys(yaml.safe_load((ROOT / "config/config.yaml").read_text())))
+    names -= set(config.load(ROOT / "config/config.yaml").saes.variants)
+    page = config_document.page()
+    assert [name for name in names if f"`{name}`" not in page] == []

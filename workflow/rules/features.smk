@@ -1,0 +1,81 @@
+# Feature analysis: all latents of all SAEs of one architecture, role and hook point in one job.
+
+FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
+
+
+rule analyze_features:
+    input:
+        dataset=rules.datasets.input,
+        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        train_stores=stores("train"),
+        train_chunks=chunks("train"),
+        test_stores=stores("test"),
+        test_chunks=chunks("test"),
+        saes=rules.train_saes.output.saes,
+        weights_of_saes=rules.train_saes.output.weights_of_saes,
+        lib=library("analyze_features"),
+    output:
+        tables=each(f"{FEATURES}/features.parquet", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
+        reports=each(f"{FEATURES}/feature_report.json", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
+        arrays=each(f"{FEATURES}/features.npz", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
+    log:
+        f"<results>/logs/analyze_features/{SAE_GROUP}.log",
+    benchmark:
+        f"<results>/benchmarks/analyze_features/{SAE_GROUP}.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: STUDY.compute.threads
+    params:
+        cfg=settings("features", seeds=list(SEEDS), variants=list(VARIANTS), sae_seeds=list(SAE_SEEDS)),
+    resources:
+        mem_mb=memory(3000),
+        runtime=120,
+        gpu=GPU,
+    script:
+        "../../scripts/analyze_features.py"
+
+
+rule draw_feature_cards:
+    input:
+        dataset=rules.datasets.input,
+        arrays=f"{FEATURES}/features.npz",
+        table=f"{FEATURES}/features.parquet",
+        lib=library("draw_feature_cards"),
+    output:
+        cards=directory(f"{FEATURES}/cards"),
+        gallery=report(
+            f"{FEATURES}/gallery.png",
+            caption="../report/gallery.rst",
+            category="Features",
+            labels={"architecture": "{architecture}", "SAE": "{variant}", "figure": "gallery"},
+        ),
+    log:
+        "<results>/logs/draw_feature_cards/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}.log",
+    benchmark:
+        "<results>/benchmarks/draw_feature_cards/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    params:
+        cfg=settings("features"),
+    resources:
+        mem_mb=memory(1000),
+        runtime=30,
+    script:
+        "../../scripts/draw_feature_cards.py"
+
+
+GALLERIES = outputs_of(
+    rules.draw_feature_cards,
+    architecture=ARCHITECTURES,
+    role=ROLES,
+    hook=HOOKS,
+    seed=STUDY.features.cards.seeds,
+    variant=STUDY.features.cards.variants,
+    sae_seed=SAE_SEEDS[:1],
+)
+
+
+rule features:
+    input:
+        outputs_of(rules.analyze_features, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        GALLERIES,

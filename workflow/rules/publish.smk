@@ -1,0 +1,165 @@
+# What readers see: tables, figures drawn from the tables alone, the report, and the digests of everything.
+
+TABLES = ("classifiers", "saes", "saes_summary", "training", "features", "features_summary")
+FIGURES = ("classifiers", "sae_quality", "sae_training", "feature_rates", "hypotheses")
+
+
+rule gather_tables:
+    input:
+        sidecars=each(
+            "<results>/models/{dataset}/{architecture}/{role}.json",
+            dataset=DATASET,
+            architecture=ARCHITECTURES,
+            role=ROLES,
+        ),
+        metrics=each(f"<results>/saes/{SAE_GROUP}.metrics.parquet", architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        curves=each(f"<results>/saes/{SAE_GROUP}.curves.parquet", architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        features=each(
+            f"{FEATURES}/features.parquet",
+            architecture=ARCHITECTURES,
+            role=ROLES,
+            hook=HOOKS,
+            seed=SEEDS,
+            variant=VARIANTS,
+            sae_seed=SAE_SEEDS,
+        ),
+        lib=library("gather_tables"),
+    output:
+        parquet=each("<results>/tables/{table}.parquet", table=TABLES),
+        csv=report(
+            each("<results>/tables/{table}.csv", table=TABLES),
+            caption="../report/table.rst",
+            category="Tables",
+        ),
+    log:
+        "<results>/logs/gather_tables.log",
+    benchmark:
+        "<results>/benchmarks/gather_tables.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    params:
+        cfg=settings(),
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    script:
+        "../../scripts/gather_tables.py"
+
+
+rule draw_figures:
+    input:
+        tables=rules.gather_tables.output.parquet,
+        lib=library("draw_figures"),
+    output:
+        png=report(
+            each("<results>/figures/{figure}.png", figure=FIGURES),
+            caption="../report/figure.rst",
+            category="Figures",
+        ),
+        svg=each("<results>/figures/{figure}.svg", figure=FIGURES),
+    log:
+        "<results>/logs/draw_figures.log",
+    benchmark:
+        "<results>/benchmarks/draw_figures.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    params:
+        cfg=settings(),
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    script:
+        "../../scripts/draw_figures.py"
+
+
+rule figures:
+    input:
+        rules.draw_figures.output,
+        GALLERIES,
+
+
+rule write_report:
+    input:
+        tables=rules.gather_tables.output.parquet,
+        figures=rules.draw_figures.output.svg,
+        galleries=GALLERIES,
+        lib=library("write_report"),
+    output:
+        report=report("<results>/report.html", caption="../report/report.rst", category="Report"),
+    log:
+        "<results>/logs/write_report.log",
+    benchmark:
+        "<results>/benchmarks/write_report.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    params:
+        cfg=settings(study=STUDY.model_dump(mode="json")),
+    resources:
+        mem_mb=memory(500),
+        runtime=10,
+    script:
+        "../../scripts/write_report.py"
+
+
+rule report:
+    input:
+        rules.write_report.output,
+
+
+# Everything that the study shows; logs, benchmarks and the verdict carry times and stay out.
+GROUPS = dict(dataset=DATASET, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS)
+RESULTS = [
+    rules.datasets.input,
+    outputs_of(rules.train_classifiers, **GROUPS),
+    outputs_of(rules.capture_activations, **GROUPS),
+    outputs_of(rules.train_saes, **GROUPS),
+    outputs_of(rules.evaluate_saes, **GROUPS),
+    outputs_of(rules.analyze_features, **GROUPS),
+    GALLERIES,
+    rules.gather_tables.output,
+    rules.draw_figures.output,
+    rules.write_report.output,
+]
+
+
+rule write_manifest:
+    input:
+        results=RESULTS,
+        lib=library("write_manifest"),
+    output:
+        manifest="<results>/MANIFEST.sha256",
+    log:
+        "<results>/logs/write_manifest.log",
+    benchmark:
+        "<results>/benchmarks/write_manifest.jsonl"
+    conda:
+        "../../envs/data.yaml"
+    params:
+        cfg=settings(),
+    resources:
+        mem_mb=memory(500),
+        runtime=30,
+    script:
+        "../../scripts/write_manifest.py"
+
+
+rule verify:
+    input:
+        manifest=rules.write_manifest.output,
+        reference=STUDY.reference or [],
+        lib=library("verify_study"),
+    output:
+        verdict="<results>/verification.txt",
+    log:
+        "<results>/logs/verify.log",
+    benchmark:
+        "<results>/benchmarks/verify.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    params:
+        cfg=settings("verify", reference=STUDY.reference),
+    resources:
+        mem_mb=memory(500),
+        runtime=10,
+    script:
+        "../../scripts/verify_study.py"
