@@ -7,7 +7,13 @@ from saeflow.rule import run
 
 
 def main(
-    *, sidecars: list[Path], metrics: list[Path], curves: list[Path], features: list[Path], parquet: list[Path], csv: list[Path]
+    *,
+    sidecars: list[Path],
+    metrics: list[Path],
+    curves: list[Path],
+    features: list[Path],
+    parquet: list[Path],
+    csv: list[Path],
 ) -> None:
     saes, latents = tables.gather(metrics), tables.gather(features)
     by_name = {

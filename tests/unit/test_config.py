@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from saeflow import config, config_document
 
 ROOT = Path(__file__).parents[2]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from saeflow import library
 
 SCRIPTS = Path(library.__file__).parents[1]

@@ -4,6 +4,7 @@ import subprocess
 
 import pandas as pd
 import pytest
+
 from saeflow import reproduce
 
 

@@ -1,7 +1,5 @@
 # Activation stores: one pass over each network captures every hook point of the study.
 
-STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
-
 
 rule capture_activations:
     input:
@@ -18,12 +16,12 @@ rule capture_activations:
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
-    params:
-        cfg=settings("activations", seeds=list(SEEDS)),
     resources:
         mem_mb=memory(2000),
         runtime=30,
         gpu=GPU,
+    params:
+        cfg=settings("activations", seeds=list(SEEDS)),
     script:
         "../../scripts/capture_activations.py"
 

@@ -1,4 +1,4 @@
-# What the other rule files share: the typed study, the names of its parts, and the library files of each script.
+# Shared by the files beside this one: the typed study, the names of its parts, the library files of each script.
 import sys
 from pathlib import Path
 
@@ -21,6 +21,10 @@ HOOKS = STUDY.activations.hook_points
 SPLITS = ("train", "test")
 VARIANTS = tuple(STUDY.saes.variants)
 SAE_SEEDS = STUDY.saes.seeds
+STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
+SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
+SAE_GROUP = "{architecture}-{role}/{hook}"
+FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
 GPU = int(STUDY.compute.device == "cuda")
 
 
@@ -41,7 +45,7 @@ def library(script):
 
 
 def settings(*sections, **more):
-    """The rule's one `cfg` param: seed, device, whole sections of the study, wildcards, and what else is named.
+    """The one `cfg` param: seed, device, whole sections of the study, wildcards, and what else is named.
 
     One dict of builtins, because Snakemake compares params as a set of values without their names.
     """
@@ -63,3 +67,20 @@ def each(pattern, **values):
 def outputs_of(rule, **values):
     """All files that a rule makes in this study."""
     return each([str(path) for path in rule.output], **values)
+
+
+def dataset_files(wildcards):
+    """Folder with the raw files: the one that the study names, else the download; an embedded set has none."""
+    if DATASET == "digits":
+        return []
+    return STUDY.dataset.data_dir or f"data/{wildcards.dataset}"
+
+
+def stores(split):
+    """Manifests of one split, in the order of the seeds; each carries the digests of its chunks."""
+    return each(f"{STORE.replace('{split}', split)}/manifest.json", seed=SEEDS)
+
+
+def chunks(split):
+    """The folders that the manifests speak of: needed, but compared by the manifest alone."""
+    return [ancient(part) for part in each(f"{STORE.replace('{split}', split)}/part-0", seed=SEEDS)]

@@ -1,13 +1,6 @@
 # Images: embedded, from a folder that the study names, or downloaded.
 
 
-def dataset_files(wildcards):
-    """Folder with the raw files: the one that the study names, else the download; an embedded set has none."""
-    if DATASET == "digits":
-        return []
-    return STUDY.dataset.data_dir or rules.download_dataset.output.raw
-
-
 rule download_dataset:
     input:
         lib=library("download_dataset"),
@@ -17,14 +10,14 @@ rule download_dataset:
         "<results>/logs/download_dataset/{dataset}.log",
     benchmark:
         "<results>/benchmarks/download_dataset/{dataset}.jsonl"
+    retries: 3
     conda:
         "../../envs/data.yaml"
-    retries: 3
-    params:
-        cfg=settings("dataset"),
     resources:
         mem_mb=memory(500),
         runtime=30,
+    params:
+        cfg=settings("dataset"),
     script:
         "../../scripts/download_dataset.py"
 
@@ -41,11 +34,11 @@ rule build_dataset:
         "<results>/benchmarks/build_dataset/{dataset}.jsonl"
     conda:
         "../../envs/data.yaml"
-    params:
-        cfg=settings("dataset"),
     resources:
         mem_mb=memory(1000),
         runtime=10,
+    params:
+        cfg=settings("dataset"),
     script:
         "../../scripts/build_dataset.py"
 

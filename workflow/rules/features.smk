@@ -1,7 +1,5 @@
 # Feature analysis: all latents of all SAEs of one architecture, role and hook point in one job.
 
-FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
-
 
 rule analyze_features:
     input:
@@ -25,12 +23,12 @@ rule analyze_features:
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
-    params:
-        cfg=settings("features", seeds=list(SEEDS), variants=list(VARIANTS), sae_seeds=list(SAE_SEEDS)),
     resources:
         mem_mb=memory(3000),
         runtime=120,
         gpu=GPU,
+    params:
+        cfg=settings("features", seeds=list(SEEDS), variants=list(VARIANTS), sae_seeds=list(SAE_SEEDS)),
     script:
         "../../scripts/analyze_features.py"
 
@@ -55,11 +53,11 @@ rule draw_feature_cards:
         "<results>/benchmarks/draw_feature_cards/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}.jsonl"
     conda:
         "../../envs/publish.yaml"
-    params:
-        cfg=settings("features"),
     resources:
         mem_mb=memory(1000),
         runtime=30,
+    params:
+        cfg=settings("features"),
     script:
         "../../scripts/draw_feature_cards.py"
 

@@ -15,12 +15,12 @@ rule train_classifiers:
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
-    params:
-        cfg=settings("classifiers"),
     resources:
         mem_mb=memory(2000),
         runtime=60,
         gpu=GPU,
+    params:
+        cfg=settings("classifiers"),
     script:
         "../../scripts/train_classifiers.py"
 

@@ -37,11 +37,11 @@ rule gather_tables:
         "<results>/benchmarks/gather_tables.jsonl"
     conda:
         "../../envs/publish.yaml"
-    params:
-        cfg=settings(),
     resources:
         mem_mb=memory(1000),
         runtime=10,
+    params:
+        cfg=settings(),
     script:
         "../../scripts/gather_tables.py"
 
@@ -63,11 +63,11 @@ rule draw_figures:
         "<results>/benchmarks/draw_figures.jsonl"
     conda:
         "../../envs/publish.yaml"
-    params:
-        cfg=settings(),
     resources:
         mem_mb=memory(1000),
         runtime=10,
+    params:
+        cfg=settings(),
     script:
         "../../scripts/draw_figures.py"
 
@@ -92,11 +92,11 @@ rule write_report:
         "<results>/benchmarks/write_report.jsonl"
     conda:
         "../../envs/publish.yaml"
-    params:
-        cfg=settings(study=STUDY.model_dump(mode="json")),
     resources:
         mem_mb=memory(500),
         runtime=10,
+    params:
+        cfg=settings(study=STUDY.model_dump(mode="json")),
     script:
         "../../scripts/write_report.py"
 
@@ -134,11 +134,11 @@ rule write_manifest:
         "<results>/benchmarks/write_manifest.jsonl"
     conda:
         "../../envs/data.yaml"
-    params:
-        cfg=settings(),
     resources:
         mem_mb=memory(500),
         runtime=30,
+    params:
+        cfg=settings(),
     script:
         "../../scripts/write_manifest.py"
 
@@ -156,10 +156,10 @@ rule verify:
         "<results>/benchmarks/verify.jsonl"
     conda:
         "../../envs/publish.yaml"
-    params:
-        cfg=settings("verify", reference=STUDY.reference),
     resources:
         mem_mb=memory(500),
         runtime=10,
+    params:
+        cfg=settings("verify", reference=STUDY.reference),
     script:
         "../../scripts/verify_study.py"

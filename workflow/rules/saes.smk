@@ -1,18 +1,5 @@
 # Sparse autoencoders: every variant and seed on the stores of one architecture, role and hook point in one job.
 
-SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
-SAE_GROUP = "{architecture}-{role}/{hook}"
-
-
-def stores(split):
-    """Manifests of one split, in the order of the seeds; each carries the digests of its chunks."""
-    return each(f"{STORE.replace('{split}', split)}/manifest.json", seed=SEEDS)
-
-
-def chunks(split):
-    """The folders that the manifests speak of: needed, but compared by the manifest alone."""
-    return [ancient(part) for part in each(f"{STORE.replace('{split}', split)}/part-0", seed=SEEDS)]
-
 
 rule train_saes:
     input:
@@ -32,12 +19,12 @@ rule train_saes:
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
-    params:
-        cfg=settings("saes", seeds=list(SEEDS)),
     resources:
         mem_mb=memory(2000),
         runtime=240,
         gpu=GPU,
+    params:
+        cfg=settings("saes", seeds=list(SEEDS)),
     script:
         "../../scripts/train_saes.py"
 
@@ -60,12 +47,12 @@ rule evaluate_saes:
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
-    params:
-        cfg=settings(seeds=list(SEEDS), variants=list(VARIANTS), sae_seeds=list(SAE_SEEDS)),
     resources:
         mem_mb=memory(2000),
         runtime=30,
         gpu=GPU,
+    params:
+        cfg=settings(seeds=list(SEEDS), variants=list(VARIANTS), sae_seeds=list(SAE_SEEDS)),
     script:
         "../../scripts/evaluate_saes.py"
 

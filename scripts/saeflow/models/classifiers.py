@@ -37,7 +37,7 @@ ARCHITECTURES: dict[config.Architecture, Widths] = {
     "FFN": Widths((128,)),
     "SimpleNN": Widths((64, 32)),
     "MegaNN": Widths((512, 256, 128, 64)),
-    "WideNN": Widths((1024, 512)),
+    "WideNN": Widths((1024, 256)),
     "DeepNN": Widths((128, 128, 64, 64, 32, 32)),
     "ConvNet": Widths((64,), channels=(16, 32)),
 }

@@ -1,7 +1,7 @@
 """Sparse autoencoders ready for use: encode activations into latents, decode latents into activations.
 
-Training has its own classes; what it makes is one of the four here. BatchTopK and Matryoshka SAEs end as `JumpReLU` with one
-threshold for all latents, because their selection over a batch has no meaning for a single activation vector.
+Training has its own classes; what it makes is one of the four here. BatchTopK and Matryoshka SAEs end as `JumpReLU`
+with one threshold for all latents, because their selection over a batch has no meaning for one activation vector.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .codes import Codes, batches_of
+from saeflow.sae.codes import Codes, batches_of
 
 _SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
@@ -213,8 +213,8 @@ class TopK(SparseAutoencoder):
 class JumpReLU(SparseAutoencoder):
     """z = relu(p) where p > threshold, else 0;  p = (x - b_dec) W_enc + b_enc.
 
-    Rajamanoharan et al. 2024, "Jumping ahead", eq. 3. Also the form in which BatchTopK (Bussmann et al. 2024) and Matryoshka
-    BatchTopK (Bussmann et al. 2025) SAEs, and ReLU SAEs with a shifted threshold, are used.
+    Rajamanoharan et al. 2024, "Jumping ahead", eq. 3. Also the form in which BatchTopK (Bussmann et al. 2024) and
+    Matryoshka BatchTopK (Bussmann et al. 2025) SAEs, and ReLU SAEs with a shifted threshold, are used.
 
     Arguments:
         threshold: in units of the preactivations, one per latent.  Shape [d_sae].

@@ -1,0 +1,96 @@
+"""The report: one HTML page beside the results, which opens from disk and needs no network."""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+CAPTIONS = {
+    "classifiers": "Test accuracy of every network on the classes that it was trained on.",
+    "sae_quality": "Every SAE on the held-out split. Accuracy change: accuracy of the network with the reconstruction "
+    "spliced in, minus its own accuracy, in percentage points (pp).",
+    "sae_training": "Training batches: explained variance and L0 against optimiser steps; line: mean over seeds, band: "
+    "lowest to highest seed.",
+    "feature_rates": "How often latents fire on the held-out split; the leftmost bin holds the latents that fire on "
+    "fewer than 1 in 10,000 images, dead ones among them.",
+    "hypotheses": "How well each latent's hypothesis, chosen on the training split, tells on held-out images when the "
+    "latent fires (AUROC); dashed: the same procedure with shuffled labels.",
+}
+PACKAGES = ("torch", "numpy", "zarr", "safetensors", "scikit-learn", "snakemake")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page: its path as seen from the page, and what stands under it."""
+
+    path: str
+    caption: str
+
+
+def picture(path: Path, page: Path, caption: str) -> Picture:
+    """A picture beside or below the page."""
+    return Picture(Path(os.path.relpath(path, page.parent)).as_posix(), caption)
+
+
+def render(
+    study: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Picture],
+    galleries: Iterable[Picture],
+) -> str:
+    """HTML of the report.
+
+    Arguments:
+        study: the whole config, as builtins.
+        tables: `classifiers`, `saes_summary` and `features_summary`, as `saeflow.publish.tables` makes them.
+        figures: pictures by the names in `saeflow.publish.figures`.
+        galleries: contact sheets of features.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["table"] = _rows
+    versions = {package: metadata.version(package) for package in PACKAGES if _installed(package)}
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        study_yaml=yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True),
+        tables=tables,
+        figures=figures,
+        galleries=list(galleries),
+        versions={"python": platform.python_version(), **versions},
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _rows(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """Header and cells of a summary, each metric as `mean ± standard deviation`."""
+    names = [name for name in table.columns if not name.endswith("_std")]
+    rows = []
+    for _, row in table.iterrows():
+        cells = []
+        for name in names:
+            value, spread = row[name], row.get(f"{name}_std")
+            text = f"{value:.3g}" if isinstance(value, float) else str(value)
+            cells.append(f"{_fixed(value, spread)} ± {_fixed(spread, spread)}" if pd.notna(spread) else text)
+        rows.append(cells)
+    return {"names": [name.replace("_", " ") for name in names], "rows": rows}
+
+
+def _fixed(value: float, spread: float) -> str:
+    """A number with as many decimals as two digits of its spread have, four at most."""
+    decimals = next((d for d in range(1, 4) if spread >= 10.0 ** (1 - d)), 4)
+    return f"{value:.{decimals}f}"
