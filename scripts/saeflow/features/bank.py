@@ -12,7 +12,7 @@ from saeflow.features.firings import Firings
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows kept per latent, best first. Where a latent fires on fewer than k rows: row -1, value 0."""
+    """Rows kept per latent. Where a latent fires on fewer than k rows, the last ones are row -1, value 0."""
 
     rows: Int[Tensor, "d_sae k"]
     values: Float[Tensor, "d_sae k"]
@@ -20,6 +20,16 @@ class Examples:
     @property
     def present(self) -> Bool[Tensor, "d_sae k"]:
         return self.rows >= 0
+
+    def first(self, n: int) -> "Examples":
+        """The first n examples of each latent."""
+        return Examples(self.rows[:, :n], self.values[:, :n])
+
+    def by_value(self) -> "Examples":
+        """The same examples, highest value first, absent ones last."""
+        keys = torch.where(self.present, self.values, -torch.inf)
+        order = torch.argsort(keys, dim=1, descending=True, stable=True)
+        return Examples(self.rows.gather(1, order), self.values.gather(1, order))
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,9 @@ class FeatureBank:
     total: Float[Tensor, " d_sae"]
     """Sum of z over the rows, float64."""
     top: Examples
-    """Highest activations; among equal ones the lower row first."""
+    """Highest activations, the highest first; among equal ones the lower row first."""
     sample: Examples
-    """Uniform sample of the rows on which the latent fires, the same draw for every latent, highest activation first."""
+    """Uniform sample of the rows on which the latent fires, in random order: the first n are a uniform sample too."""
     label_counts: Int[Tensor, "d_sae labels"] | None
     """Firing rows per label; None without labels."""
     label_mass: Float[Tensor, "d_sae labels"] | None
@@ -141,14 +151,13 @@ class _Tally:
         self.n_rows += batch.n_rows
 
     def bank(self) -> FeatureBank:
-        n_active, total, top = self.n_active, self.total, self.top.examples()
+        found = (self.n_rows, self.n_active, self.total, self.top.examples(), self.sample.examples())
         if self.labels is None:
-            return FeatureBank(self.n_rows, n_active, total, top, self.sample.by_value(), None, None, None)
+            return FeatureBank(*found, None, None, None)
         if len(self.labels) != self.n_rows:
             raise ValueError(f"labels: {len(self.labels)} given for {self.n_rows} rows")
         counts, mass = (t.unflatten(0, (-1, self.n_labels)) for t in (self.label_counts, self.label_mass))
-        label_rows = torch.bincount(self.labels, minlength=self.n_labels)
-        return FeatureBank(self.n_rows, n_active, total, top, self.sample.by_value(), counts, mass, label_rows)
+        return FeatureBank(*found, counts, mass, torch.bincount(self.labels, minlength=self.n_labels))
 
 
 class _Best:
@@ -182,12 +191,6 @@ class _Best:
 
     def examples(self) -> Examples:
         return Examples(self.rows, self.values)
-
-    def by_value(self) -> Examples:
-        """The same rows, highest value first, absent ones last."""
-        keys = torch.where(self.rows >= 0, self.values, -torch.inf)
-        order = torch.argsort(keys, dim=1, descending=True, stable=True)
-        return Examples(self.rows.gather(1, order), self.values.gather(1, order))
 
 
 def uniform_hash(rows: Int[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:

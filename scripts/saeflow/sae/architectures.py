@@ -96,9 +96,7 @@ class SparseAutoencoder(nn.Module, ABC):
         return Codes.from_dense(self.encode(x))
 
     @torch.no_grad()
-    def encode_sparse(
-        self, x: Float[Tensor, "n d_in"] | Iterable[Float[Tensor, "n d_in"]], batch_size: int = 8192
-    ) -> Codes:
+    def encode_sparse(self, x: Float[Tensor, "n d_in"] | Iterable[Tensor], batch_size: int = 8192) -> Codes:
         """Active latents of all rows, on this SAE's device; no more than one batch is ever held dense.
 
         Arguments:

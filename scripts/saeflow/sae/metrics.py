@@ -1,8 +1,8 @@
 """How well an SAE reconstructs, how sparse it is, and what its reconstruction does to the model: streaming, in float64.
 
 Three accumulators take batches and give numbers; `measure` runs them over a store in one pass and `evaluate` returns
-their numbers as one flat dict. Sums are centred as they grow (Chan, Golub and LeVeque 1983), so nothing cancels when the
-mean of the activations is far larger than their spread.
+their numbers as one flat dict. Sums are centred as they grow (Chan, Golub and LeVeque 1983), so nothing cancels when
+the mean of the activations is far larger than their spread.
 """
 
 from collections.abc import Callable, Iterable
@@ -79,8 +79,8 @@ class Reconstruction:
         - `fvu` = 1 - explained_variance, the fraction of variance unexplained.
         - `mse` = mean_i ||r_i||^2, summed over dimensions (as SAELens and SAEBench), in the store's units squared.
         - `cosine` = mean_i cos(x_i, y_i), where a vector of length 0 counts as 0.
-        - `relative_reconstruction_bias` = mean_i ||y_i||^2 / mean_i <x_i, y_i>: 1 when unbiased, below 1 for shrinkage,
-          0 when y is always 0 (Rajamanoharan et al. 2024, "Gated sparse autoencoders", eq. 10).
+        - `relative_reconstruction_bias` = mean_i ||y_i||^2 / mean_i <x_i, y_i>: 1 when unbiased, below 1 for
+          shrinkage, 0 when y is always 0 (Rajamanoharan et al. 2024, "Gated sparse autoencoders", eq. 10).
 
         For comparison with numbers that others published:
 
@@ -147,7 +147,7 @@ class Sparsity:
         """
         frequencies = self.frequencies
         return {
-            "l0": float(frequencies.sum()),
+            "l0": int(self.counts.sum()) / self.n,
             "dead_share": float((frequencies == 0).double().mean()),
             "dense_share_10": float((frequencies > 0.1).double().mean()),
             "dense_share_1": float((frequencies > 0.01).double().mean()),
@@ -262,10 +262,10 @@ class Measurement:
 @torch.no_grad()
 def measure(
     sae: SparseAutoencoder,
-    x: Float[Tensor, "n d_in"] | Iterable[Float[Tensor, "n d_in"]],
+    x: Float[Tensor, "n d_in"] | Iterable[Tensor],
     *,
     logits: LogitsFn | None = None,
-    labels: Int[Tensor, " n"] | None = None,
+    labels: Int[Tensor, " n_labels"] | None = None,
     batch_size: int = 8192,
 ) -> Measurement:
     """Run an SAE over an evaluation set once.
@@ -303,10 +303,10 @@ def measure(
 
 def evaluate(
     sae: SparseAutoencoder,
-    x: Float[Tensor, "n d_in"] | Iterable[Float[Tensor, "n d_in"]],
+    x: Float[Tensor, "n d_in"] | Iterable[Tensor],
     *,
     logits: LogitsFn | None = None,
-    labels: Int[Tensor, " n"] | None = None,
+    labels: Int[Tensor, " n_labels"] | None = None,
     batch_size: int = 8192,
 ) -> dict[str, float]:
     """Every metric of an SAE on an evaluation set, as `measure` takes it; the `metrics` methods have the formulas."""
