@@ -266,6 +266,9 @@ class Features(Section):
     effect_examples: PositiveInt = Field(
         256, description="Images per feature on which the causal logit effect is measured, at most."
     )
+    pattern_examples: PositiveInt = Field(
+        64, description="Images per feature, at most, over which its gradient is averaged and its patterns are tested."
+    )
     keep_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="Share of the pixels kept in the deletion test."
     )

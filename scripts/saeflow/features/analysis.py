@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow import config
-from saeflow.features import decoder_geometry, descriptors, effects, firings, hypotheses, patterns
+from saeflow.features import decoder_geometry, descriptors, effects, hypotheses, patterns
 from saeflow.features.bank import FeatureBank, collect
 from saeflow.reproduce import child_seed
+from saeflow.sae.architectures import SparseAutoencoder
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Split:
     def __post_init__(self) -> None:
         rows = [len(self.activations), len(self.images), len(self.labels)]
         if len(set(rows)) > 1:
-            raise ValueError(f"split: {rows[0]} activations, {rows[1]} images, {rows[2]} labels; expected one of each per row")
+            raise ValueError(
+                f"split: {rows[0]} activations, {rows[1]} images, {rows[2]} labels; expected one of each per row"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Analysis:
 
 
 def analyze(
-    sae: firings.Encoder,
+    sae: SparseAutoencoder,
     train: Split,
     test: Split,
     hook: patterns.Hook,
@@ -82,7 +85,7 @@ def analyze(
         seed: root of the random draws.
     """
     n_sample = max(spec.effect_examples, spec.pattern_examples)
-    fired, seen = (firings.concatenate(_encoded(sae, split.activations)) for split in (train, test))
+    fired, seen = (sae.encode_sparse(split.activations) for split in (train, test))
     bank, test_bank = (
         collect(
             [codes],
@@ -99,7 +102,9 @@ def analyze(
     shown = test_bank.sample.first(max(1, spec.pattern_examples // 2))
     tests = patterns.probes(seen, shown, child_seed(seed, "deletion"))
     control = torch.rand(found["haufe"].shape, generator=torch.Generator().manual_seed(child_seed(seed, "pixels")))
-    masks = torch.stack([patterns.strongest(p.to(train.images.device), spec.keep_share) for p in (*found.values(), control)])
+    masks = torch.stack(
+        [patterns.strongest(p.to(train.images.device), spec.keep_share) for p in (*found.values(), control)]
+    )
     keep_r2 = patterns.keep_r2(masks, hook, sae, test.images, train.images.flatten(1).mean(0), tests)
     evidence = [
         hypotheses.evidence(codes, split.labels, level, context.n_labels)
@@ -121,12 +126,10 @@ def analyze(
             seed=child_seed(seed, "effects"),
         ),
         decoder_geometry.decoder_geometry(sae.W_dec, sae.W_enc, spec.neighbours),
-        hypotheses.hypothesize(*evidence, label_names=context.label_names, words=context.words),
+        hypotheses.hypothesize(
+            *evidence, seed=child_seed(seed, "null"), label_names=context.label_names, words=context.words
+        ),
     )
-
-
-def _encoded(sae: firings.Encoder, x: Tensor, batch_rows: int = 8192) -> list[firings.Firings]:
-    return [firings.encode(sae, rows) for rows in x.split(batch_rows)]
 
 
 def _pattern_scores(pattern: Tensor, keep_r2: Tensor, train: Split, bank: FeatureBank) -> patterns.PatternScores:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saeflow.features.firings import Firings
+from saeflow.sae.codes import Codes
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FeatureBank:
 
 
 def collect(
-    batches: Iterable[Firings],
+    batches: Iterable[Codes],
     *,
     top: int,
     sample: int = 1,
@@ -97,7 +97,7 @@ def collect(
     """Bank of a stream of codes: memory is O(d_sae * (top + sample + n_labels)), however many rows there are.
 
     Arguments:
-        batches: codes of consecutive rows (`firings.stream`).
+        batches: codes of consecutive rows (`blocks.encoded`).
         top: highest activating rows to keep per latent.
         sample: randomly drawn firing rows to keep per latent.
         labels: an integer label in [0, n_labels) of each row of the whole stream.
@@ -123,7 +123,7 @@ class _Tally:
     """Running sums and running best rows."""
 
     def __init__(
-        self, like: Firings, top: int, sample: int, labels: Tensor | None, n_labels: int | None, seed: int
+        self, like: Codes, top: int, sample: int, labels: Tensor | None, n_labels: int | None, seed: int
     ) -> None:
         d_sae, device = like.d_sae, like.values.device
         self.n_rows, self.seed = 0, seed
@@ -136,19 +136,19 @@ class _Tally:
         self.label_counts = torch.zeros(d_sae * self.n_labels, dtype=torch.int64, device=device)
         self.label_mass = torch.zeros(d_sae * self.n_labels, dtype=torch.float64, device=device)
 
-    def add(self, batch: Firings) -> None:
-        rows, latents, values = batch.rows + self.n_rows, batch.latents, batch.values
-        self.n_active += batch.counts()
+    def add(self, batch: Codes) -> None:
+        rows, latents, values = batch.rows + self.n_rows, batch.indices.long(), batch.values
+        self.n_active += batch.firing_counts()
         self.total.index_add_(0, latents, values.double())
         self.top.offer(rows, latents, values, values.double())
         self.sample.offer(rows, latents, values, uniform_hash(rows, self.seed))
         if self.labels is not None:
-            if self.n_rows + batch.n_rows > len(self.labels):
+            if self.n_rows + len(batch) > len(self.labels):
                 raise ValueError(f"labels: {len(self.labels)} given, the codes have more rows")
             cells = latents * self.n_labels + self.labels[rows]
             self.label_counts += torch.bincount(cells, minlength=len(self.label_counts))
             self.label_mass.index_add_(0, cells, values.double())
-        self.n_rows += batch.n_rows
+        self.n_rows += len(batch)
 
     def bank(self) -> FeatureBank:
         found = (self.n_rows, self.n_active, self.total, self.top.examples(), self.sample.examples())

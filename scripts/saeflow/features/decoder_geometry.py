@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.features.firings import blocks
+from saeflow.features.blocks import blocks
 
 
 @dataclass(frozen=True)

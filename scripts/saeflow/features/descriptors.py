@@ -26,8 +26,8 @@ class Descriptors:
 def image_descriptors(images: Float[Tensor, "n 1 h w"]) -> Descriptors:
     """Brightness of nine regions and of the whole image; slant, width and height of the bright shape.
 
-    The shape's properties are second moments of the intensity around its center of mass: slant -cov(x, y) / var(y) with y
-    pointing down (positive leans right, like a slash), width and height the standard deviations of x and y in pixels.
+    The shape's properties are second moments of the intensity around its center of mass: slant -cov(x, y) / var(y) with
+    y pointing down (positive leans right, like a slash), width and height the standard deviations of x and y in pixels.
     """
     x = images[:, 0].double()
     h, w = x.shape[1:]
@@ -57,7 +57,7 @@ def image_descriptors(images: Float[Tensor, "n 1 h w"]) -> Descriptors:
 def levels(
     train: Float[Tensor, "rows properties"], *others: Float[Tensor, "_ properties"], n_levels: int = 10
 ) -> list[Int[Tensor, "_ properties"]]:
-    """Quantile level 0 .. n_levels - 1 of each value, on the edges of the training rows, for them and for other rows."""
+    """Quantile level 0 .. n_levels - 1 of each value, on the training rows' edges, for them and for other rows."""
     shares = torch.linspace(0, 1, n_levels + 1, dtype=torch.float64, device=train.device)[1:-1]
     ordered = train.sort(0).values
     edges = ordered[(shares * (len(train) - 1)).round().long()].T.contiguous()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.features.bank import Examples
-from saeflow.features.firings import blocks
+from saeflow.features.blocks import blocks
 
 Continue = Callable[[Float[Tensor, "rows d_in"]], Float[Tensor, "rows classes"]]
 """From values at the hook point to logits: the rest of the model."""
@@ -34,7 +34,7 @@ class Effects:
     """The same for one random direction of the added vector's norm: what `size` has to beat."""
 
     def agreement(self) -> dict[str, Float[Tensor, " d_sae"]]:
-        """Correlation over classes between each two of: minus the ablation, addition, direct; NaN where one is constant."""
+        """Correlation over classes of each two of -ablation, addition and direct; NaN where one is constant."""
         parts = {"ablation": -self.ablation, "addition": self.addition, "direct": self.direct}
         return {f"{a}_{b}": correlation(parts[a], parts[b]) for a, b in PAIRS}
 

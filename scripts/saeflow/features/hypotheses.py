@@ -1,19 +1,20 @@
 """One sentence per latent, chosen on training rows and scored on unseen ones.
 
 A hypothesis is a yes/no rule over what is known of a row: "fires on 4 and 9", "fires on all but 1", "fires where the
-upper left is bright", "fires on 4 where the upper left is bright". It predicts whether the latent fires. Rules are chosen by balanced accuracy
-on the training rows, and scored on test rows beside what the same rule scores when the rows are shuffled.
+upper left is bright", "fires on 4 where the upper left is bright". It predicts whether the latent fires. Rules are
+chosen by AUROC on training rows, and scored on test rows beside what the same rule scores when the rows are shuffled.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 from torch import Tensor
 
-from saeflow.features.firings import Firings
+from saeflow.sae.codes import Codes
 
 KINDS = ("dead", "none", "labels", "all but labels", "property", "label and property")
 
@@ -47,18 +48,20 @@ class Rules:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of yes/no predictions, on rows that the rules were not chosen on; NaN where the latent does not fire or always does."""
+    """Of yes/no predictions on rows that the rules were not chosen on; NaN for latents that fire on none or on all."""
 
-    balanced_accuracy: Float[Tensor, " d_sae"]
-    """(recall + specificity) / 2, which is the AUROC of a yes/no prediction. Chance is 0.5."""
+    auroc: Float[Tensor, " d_sae"]
+    """(recall + specificity) / 2: the AUROC of a yes/no prediction is its balanced accuracy. Chance is 0.5."""
     precision: Float[Tensor, " d_sae"]
     recall: Float[Tensor, " d_sae"]
     average_precision: Float[Tensor, " d_sae"]
     """precision * recall + base_rate * (1 - recall), the area under the two-step curve. Chance is `base_rate`."""
     base_rate: Float[Tensor, " d_sae"]
     """Share of the rows on which the latent fires."""
-    null_p95: Float[Tensor, " d_sae"]
-    """95th percentile of the balanced accuracy when the rows are shuffled against the latent; the mean is 0.5."""
+    auroc_null: Float[Tensor, " d_sae"]
+    """The same rule on one random shuffle of the rows against the latent; the mean over shuffles is 0.5."""
+    auroc_null_p95: Float[Tensor, " d_sae"]
+    """95th percentile over all shuffles."""
     p_value: Float[Tensor, " d_sae"]
     """Probability that shuffled rows score at least as high (Fisher's exact test, one-sided)."""
 
@@ -67,29 +70,29 @@ class Scores:
 class Hypotheses:
     rules: Rules
     text: list[str]
-    train_balanced_accuracy: Float[Tensor, " d_sae"]
+    auroc_train: Float[Tensor, " d_sae"]
     scores: Scores
     """On the test rows."""
 
 
 def evidence(
-    firings: Firings,
+    codes: Codes,
     labels: Int[Tensor, " rows"] | None,
     levels: Int[Tensor, "rows properties"] | None,
     n_labels: int = 1,
     n_levels: int = 10,
 ) -> Evidence:
     """Counts of a split; without labels (or properties) there is one label (or property) that says nothing."""
-    device = firings.rows.device
-    labels = torch.zeros(firings.n_rows, dtype=torch.int64, device=device) if labels is None else labels
-    levels = torch.zeros(firings.n_rows, 1, dtype=torch.int64, device=device) if levels is None else levels
+    device, rows, latents = codes.values.device, codes.rows, codes.indices.long()
+    labels = torch.zeros(len(codes), dtype=torch.int64, device=device) if labels is None else labels
+    levels = torch.zeros(len(codes), 1, dtype=torch.int64, device=device) if levels is None else levels
     for name, given in (("labels", labels), ("levels", levels)):
-        if len(given) != firings.n_rows:
-            raise ValueError(f"{name}: {len(given)} rows, the codes have {firings.n_rows}")
-    cells = firings.latents * n_labels + labels[firings.rows]
-    size = firings.d_sae * n_labels * n_levels
+        if len(given) != len(codes):
+            raise ValueError(f"{name}: {len(given)} rows, the codes have {len(codes)}")
+    cells = latents * n_labels + labels[rows]
+    size = codes.d_sae * n_labels * n_levels
     active = [
-        torch.bincount(cells * n_levels + level[firings.rows], minlength=size).view(-1, n_labels, n_levels)
+        torch.bincount(cells * n_levels + level[rows], minlength=size).view(-1, n_labels, n_levels)
         for level in levels.T
     ]
     total = [torch.bincount(labels * n_levels + level, minlength=n_labels * n_levels) for level in levels.T]
@@ -99,21 +102,21 @@ def evidence(
 def choose(
     train: Evidence, *, max_labels: int = 3, extra_term_gain: float = 0.02
 ) -> tuple[Rules, Float[Tensor, " d_sae"]]:
-    """Rule of the highest balanced accuracy per latent, and that accuracy; ties go to the rule listed first in KINDS.
+    """Rule of the highest AUROC per latent, and that AUROC; ties go to the rule listed first in KINDS.
 
     Arguments:
         max_labels: labels in a rule, at most.
-        extra_term_gain: balanced accuracy that every further label or condition has to gain.
+        extra_term_gain: AUROC that every further label or condition has to gain.
     """
     n_latents, n_labels, n_properties, n_levels = train.active.shape
     device = train.active.device
     n_active = train.n_active.double().clamp(min=1)
     n_silent = (train.n_rows - train.n_active).double().clamp(min=1)
-    # Difference of the rates at which a cell holds firing and silent rows: a rule's accuracy is (1 + sum of cells) / 2.
+    # Difference of the rates at which a cell holds firing and silent rows: a rule's AUROC is (1 + sum of cells) / 2.
     shape = (-1, 1, 1, 1)
     gain = train.active / n_active.view(shape) - (train.total - train.active) / n_silent.view(shape)
 
-    by_label, order = gain[:, :, 0].sum(2).sort(1, descending=True, stable=True)
+    by_label, order = gain[:, :, 0].sum(2).sort(dim=1, descending=True, stable=True)
     sizes = torch.arange(1, min(max_labels, n_labels - 1) + 1, device=device)
     inside = by_label.cumsum(1)[:, sizes - 1]
     outside = -by_label.flip(1).cumsum(1)[:, sizes - 1]
@@ -128,7 +131,7 @@ def choose(
     if not everything.shape[1]:
         raise ValueError("hypotheses: neither labels nor properties to make a rule of")
     # argmax leaves open which of equal values it names; the sort does not.
-    best = everything.sort(1, descending=True, stable=True).indices[:, 0].tolist()
+    best = everything.sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
 
     kind: list[str] = []
     labels = torch.ones(n_latents, n_labels, dtype=torch.bool, device=device)
@@ -155,30 +158,39 @@ def choose(
     return rules, (1 + _select(rules, gain)) / 2
 
 
-def score(rules: Rules, test: Evidence) -> Scores:
-    """How well each rule predicts on which test rows its latent fires."""
+def score(rules: Rules, test: Evidence, seed: int) -> Scores:
+    """How well each rule predicts on which test rows its latent fires.
+
+    Shuffling the rows makes the number of hits hypergeometric, so the null needs no shuffles (Fisher's exact test).
+
+    Arguments:
+        seed: of the one draw from the null.
+    """
     n, n_active = test.n_rows, test.n_active.double()
     hits = _select(rules, test.active.double())
     predicted = _select(rules, test.total.double().expand_as(test.active))
-    recall, false_alarms = hits / n_active, (predicted - hits) / (n - n_active)
+    recall = hits / n_active
     precision = torch.where(predicted > 0, hits / predicted.clamp(min=1), 0)
     base = n_active / n
-    tests = [v.cpu().numpy() for v in (hits, n_active, predicted)]
-    null = torch.as_tensor(hypergeom.ppf(0.95, n, tests[1], tests[2])).to(hits)
-    p_value = torch.as_tensor(hypergeom.sf(tests[0] - 1, n, tests[1], tests[2])).to(hits)
+    n_hits, good, named = (v.cpu().numpy().astype(np.int64) for v in (hits, n_active, predicted))
+    drawn = np.random.default_rng(seed).hypergeometric(good, n - good, named)
+    null = {"auroc_null": drawn, "auroc_null_p95": hypergeom.ppf(0.95, n, good, named)}
     defined = (n_active > 0) & (n_active < n)
 
     def where(v: Tensor) -> Tensor:
         return torch.where(defined, v, torch.nan).float()
 
+    def auroc(hits: Tensor) -> Tensor:
+        return where((1 + hits / n_active - (predicted - hits) / (n - n_active)) / 2)
+
     return Scores(
-        balanced_accuracy=where((1 + recall - false_alarms) / 2),
+        auroc=auroc(hits),
         precision=where(precision),
         recall=where(recall),
         average_precision=where(precision * recall + base * (1 - recall)),
         base_rate=base.float(),
-        null_p95=where((1 + null / n_active - (predicted - null) / (n - n_active)) / 2),
-        p_value=where(p_value),
+        p_value=where(torch.as_tensor(hypergeom.sf(n_hits - 1, n, good, named)).to(hits)),
+        **{name: auroc(torch.as_tensor(v).to(hits)) for name, v in null.items()},
     )
 
 
@@ -186,6 +198,7 @@ def hypothesize(
     train: Evidence,
     test: Evidence,
     *,
+    seed: int,
     label_names: Sequence[str] = (),
     words: tuple[Sequence[str], Sequence[str]] = ((), ()),
     least: float = 0.7,
@@ -194,9 +207,10 @@ def hypothesize(
     """Choose on one split, score on the other, and say it in words.
 
     Arguments:
+        seed: of the null draw.
         label_names: what to call the labels; their numbers if not given.
         words: for each property, what a high and what a low value means (`Descriptors.high`, `.low`).
-        least: training balanced accuracy below which a latent gets "no simple hypothesis"; its best rule is still
+        least: training AUROC below which a latent gets "no simple hypothesis"; its best rule is still
             scored.
     """
     rules, accuracy = choose(train, max_labels=max_labels)
@@ -221,7 +235,7 @@ def hypothesize(
             texts.append(sentence)
     rules = Rules(kinds, rules.labels, rules.property, rules.low, rules.high)
     fires = (train.n_active > 0) & (train.n_active < train.n_rows)
-    scores = score(rules, test)
+    scores = score(rules, test, seed)
     blank = {name: torch.where(fires, value, torch.nan) for name, value in vars(scores).items() if name != "base_rate"}
     return Hypotheses(
         rules, texts, torch.where(fires, accuracy, torch.nan).float(), Scores(**blank, base_rate=scores.base_rate)

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saeflow.features.bank import Examples
-from saeflow.features.firings import Encoder, Firings, blocks
+from saeflow.features.blocks import blocks, dense
+from saeflow.sae.architectures import SparseAutoencoder
+from saeflow.sae.codes import Codes
 
 NAMES = ("gradient", "gradient_input", "haufe")
 
@@ -30,10 +32,8 @@ class PatternScores:
     """Share of the pattern's squared values on pixels that no training image lights."""
 
 
-def haufe(
-    firings: Firings, images: Float[Tensor, "n_rows 1 h w"], block: int = 512
-) -> Float[Tensor, "d_sae pixels"]:
-    """Activation pattern a_i = cov(image, z_i) / var(z_i): intensity per unit of activation; zero for a constant latent.
+def haufe(codes: Codes, images: Float[Tensor, "n_rows 1 h w"], block: int = 512) -> Float[Tensor, "d_sae pixels"]:
+    """Activation pattern cov(image, z_i) / var(z_i), in intensity per unit of activation; zero for a constant latent.
 
     Haufe et al. 2014, "On the interpretation of weight vectors of linear models in multivariate neuroimaging", eq. 6.
     Cost: one product [d_sae, rows] x [rows, pixels].
@@ -41,8 +41,8 @@ def haufe(
     x = images.flatten(1)
     x = x - x.mean(0)
     patterns = []
-    for latents in blocks(firings.d_sae, block):
-        z = firings.dense(latents)
+    for latents in blocks(codes.d_sae, block):
+        z = dense(codes, latents)
         variance = z.var(0, correction=0)
         covariance = z.T @ x / len(x)
         patterns.append(torch.where(variance[:, None] > 0, covariance / variance[:, None], 0))
@@ -103,12 +103,12 @@ class Probes:
     present: Bool[Tensor, "d_sae k"]
 
 
-def probes(firings: Firings, examples: Examples, seed: int, block: int = 512) -> Probes:
+def probes(codes: Codes, examples: Examples, seed: int, block: int = 512) -> Probes:
     """Each latent's own firing rows, and as many random rows, the same for all latents."""
     d_sae, k = examples.rows.shape
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(firings.n_rows, generator=generator)[:k].to(examples.rows.device)
-    before = torch.cat([firings.dense(latents)[drawn].T for latents in blocks(d_sae, block)])
+    drawn = torch.randperm(len(codes), generator=generator)[:k].to(examples.rows.device)
+    before = torch.cat([dense(codes, latents)[drawn].T for latents in blocks(d_sae, block)])
     return Probes(
         torch.cat([examples.rows, drawn.expand(d_sae, -1)], 1),
         torch.cat([examples.values, before], 1),
@@ -120,7 +120,7 @@ def probes(firings: Firings, examples: Examples, seed: int, block: int = 512) ->
 def keep_r2(
     masks: Bool[Tensor, "kinds d_sae pixels"],
     hook: Hook,
-    sae: Encoder,
+    sae: SparseAutoencoder,
     images: Float[Tensor, "n_rows 1 h w"],
     fill: Float[Tensor, " pixels"],
     tests: Probes,
@@ -138,16 +138,16 @@ def keep_r2(
     Returns:
         r^2 in [0, 1]; 0 if the activation after deletion does not vary. Cost: kinds * d_sae * k forward passes.
     """
-    kinds, d_sae, pixels = masks.shape
+    kinds, d_sae, _ = masks.shape
     k = tests.rows.shape[1]
     after = torch.empty(kinds, d_sae, k, dtype=tests.before.dtype, device=images.device)
     for latents in blocks(d_sae, max(1, batch_images // (kinds * k))):
         span = slice(latents.start, latents.stop)
         x = images[tests.rows[span].clamp(min=0)].flatten(2)
         kept = torch.where(masks[:, span, None], x, fill)
-        codes = sae.encode(hook(kept.view(-1, *images.shape[1:]))).view(kinds, len(latents), k, -1)
+        z = sae.encode(hook(kept.view(-1, *images.shape[1:]))).view(kinds, len(latents), k, -1)
         own = torch.arange(latents.start, latents.stop, device=images.device)[None, :, None, None]
-        after[:, span] = codes.gather(3, own.expand(kinds, -1, k, 1))[..., 0]
+        after[:, span] = z.gather(3, own.expand(kinds, -1, k, 1))[..., 0]
     r2 = squared_correlation(tests.before.expand_as(after), after, tests.present.expand_as(after))
     enough = ((tests.before != 0) & tests.present).sum(1) >= min_active
     return torch.where(enough, r2, torch.nan)
@@ -196,9 +196,7 @@ def top_cosine(
     return scores
 
 
-def off_energy(
-    pattern: Float[Tensor, "d_sae pixels"], lit: Bool[Tensor, " pixels"]
-) -> Float[Tensor, " d_sae"]:
+def off_energy(pattern: Float[Tensor, "d_sae pixels"], lit: Bool[Tensor, " pixels"]) -> Float[Tensor, " d_sae"]:
     """Share of a pattern's energy on pixels that are not lit; NaN for a zero pattern."""
     energy = pattern.double() ** 2
     total = energy.sum(1)

@@ -17,7 +17,8 @@ from saeflow.features.analysis import Analysis
 from saeflow.reproduce import write_json
 
 _PATTERN_COLUMNS = {
-    "keep_r2": "r^2 of the activation on unseen images, before and after all but the strongest pixels of the pattern are replaced by the mean image",
+    "keep_r2": "r^2 between the activations on unseen images before and after all but the pattern's strongest pixels "
+    "are replaced by the mean image",
     "smoothness": "Moran's I of the pattern over neighbouring pixels",
     "top_cosine": "cosine of the pattern with the mean of the top examples less the mean image",
     "off_energy": "share of the pattern's squared values on pixels that no training image lights",
@@ -27,8 +28,8 @@ COLUMNS: dict[str, str] = {
     "latent": "index of the latent in the SAE",
     "dead": "fires on no row of the training split",
     "n_active": "rows of the training split on which it fires",
-    "rate": "share of the training rows on which it fires",
-    "test_rate": "share of the test rows on which it fires",
+    "activation_rate": "share of the training rows on which it fires",
+    "test_activation_rate": "share of the test rows on which it fires",
     "mean_active": "mean activation over the training rows on which it fires, in the store's units",
     "max_active": "highest activation on the training split",
     "label": "label with the largest share of its activation mass on the training split, -1 if dead",
@@ -42,23 +43,24 @@ COLUMNS: dict[str, str] = {
     "keep_r2_random": "the same deletion test with as many pixels drawn at random",
     "promotes": "class whose logit rises most when its decoder row is added, -1 if dead",
     "suppresses": "class whose logit falls most (or rises least) when its decoder row is added, -1 if dead",
-    "effect_size": "root mean square over classes of the centered logit change when its decoder row is added, in logits",
+    "effect_size": "root mean square over classes of the centered logit change when its decoder row is added",
     "effect_size_random": "the same for one random direction of equal norm",
     "flip_rate": "share of the rows on which it fires whose predicted class changes when it is removed",
     "r_ablation_addition": "correlation over classes of minus the ablation effect with the addition effect",
-    "r_ablation_direct": "correlation over classes of minus the ablation effect with the decoder row times the mean Jacobian",
-    "r_addition_direct": "correlation over classes of the addition effect with the decoder row times the mean Jacobian",
+    "r_ablation_direct": "correlation over classes of minus the ablation effect with decoder row x mean Jacobian",
+    "r_addition_direct": "correlation over classes of the addition effect with decoder row x mean Jacobian",
     "nearest": "latent with the most similar decoder row",
     "nearest_cosine": "cosine of the two decoder rows",
     "decoder_norm": "norm of its decoder row",
     "encoder_cosine": "cosine of its encoder column with its decoder row",
     "hypothesis": "in words when it fires; chosen on the training split",
     "hypothesis_kind": "dead, none, labels, all but labels, property, label and property",
-    "train_balanced_accuracy": "of the rule as predictor of firing, on the training split",
-    "balanced_accuracy": "of the rule as predictor of firing, on the test split; chance 0.5; equals its AUROC",
-    "null_p95": "95th percentile of the same when the test rows are shuffled",
+    "auroc_train": "AUROC (which for a yes/no rule is its balanced accuracy) as predictor of firing, training split",
+    "auroc": "the same on the test split, which the rule has not seen; chance 0.5",
+    "auroc_null": "the same when the test rows are shuffled against the latent, one draw",
+    "auroc_null_p95": "95th percentile over all such shuffles",
     "p_value": "probability that shuffled rows score at least as high",
-    "average_precision": "of the rule on the test split; chance is test_rate",
+    "average_precision": "of the rule on the test split; chance is test_activation_rate",
     "precision": "share of the test rows named by the rule on which it fires",
     "recall": "share of the test rows on which it fires that the rule names",
 }
@@ -73,8 +75,8 @@ def columns(analysis: Analysis) -> dict[str, np.ndarray | list[str]]:
         "latent": torch.arange(len(bank.n_active), dtype=torch.int32),
         "dead": bank.dead,
         "n_active": bank.n_active,
-        "rate": bank.rate.float(),
-        "test_rate": a.test_bank.rate.float(),
+        "activation_rate": bank.rate.float(),
+        "test_activation_rate": a.test_bank.rate.float(),
         "mean_active": bank.mean_active.float(),
         "max_active": bank.max,
         "label": _unless_dead(shares.argmax(1), bank.dead),
@@ -98,9 +100,10 @@ def columns(analysis: Analysis) -> dict[str, np.ndarray | list[str]]:
         "encoder_cosine": a.geometry.encoder_cosine,
         "hypothesis": a.hypotheses.text,
         "hypothesis_kind": a.hypotheses.rules.kind,
-        "train_balanced_accuracy": a.hypotheses.train_balanced_accuracy,
-        "balanced_accuracy": scores.balanced_accuracy,
-        "null_p95": scores.null_p95,
+        "auroc_train": a.hypotheses.auroc_train,
+        "auroc": scores.auroc,
+        "auroc_null": scores.auroc_null,
+        "auroc_null_p95": scores.auroc_null_p95,
         "p_value": scores.p_value,
         "average_precision": scores.average_precision,
         "precision": scores.precision,
@@ -111,9 +114,9 @@ def columns(analysis: Analysis) -> dict[str, np.ndarray | list[str]]:
 
 def summary(analysis: Analysis) -> dict[str, Any]:
     """What the latents of the SAE are like together; medians are over the latents for which the number is defined."""
-    c, bank, scores = columns(analysis), analysis.bank, analysis.hypotheses.scores
-    tested = ~np.isnan(c["balanced_accuracy"])
-    beyond_null = c["balanced_accuracy"][tested] > c["null_p95"][tested]
+    c, bank = columns(analysis), analysis.bank
+    tested = ~np.isnan(c["auroc"])
+    beyond_null = c["auroc"][tested] > c["auroc_null_p95"][tested]
     kinds, alive = c["hypothesis_kind"], ~c["dead"]
     return {
         "n_latents": len(bank.n_active),
@@ -121,7 +124,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "n_rows_test": analysis.test_bank.n_rows,
         "l0": bank.l0,
         "dead_share": float(c["dead"].mean()),
-        "rate_above_half_share": float((c["rate"] > 0.5).mean()),
+        "active_above_half_share": float((c["activation_rate"] > 0.5).mean()),
         "median_n_effective_labels": _median(c["n_effective_labels"]),
         "patterns": {
             name: {score: _median(c[f"{score}_{name}"]) for score in _PATTERN_COLUMNS} for name in patterns.NAMES
@@ -130,7 +133,9 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "effects": {
             "correlation_pooled": analysis.effects.pooled_agreement(),
             "correlation_median": {pair: _median(v.cpu().numpy()) for pair, v in analysis.effects.agreement().items()},
-            "above_random_share": float((c["effect_size"] > c["effect_size_random"])[alive].mean()) if alive.any() else None,
+            "above_random_share": float((c["effect_size"] > c["effect_size_random"])[alive].mean())
+            if alive.any()
+            else None,
             "promotes_own_label_share": float((c["promotes"] == c["label"])[alive].mean()) if alive.any() else None,
             "median_flip_rate": _median(c["flip_rate"]),
         },
@@ -138,9 +143,9 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "hypotheses": {
             "n_by_kind": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
             "n_tested": int(tested.sum()),
-            "median_balanced_accuracy": _median(c["balanced_accuracy"]),
+            "median_auroc": _median(c["auroc"]),
             "median_average_precision": _median(c["average_precision"]),
-            "median_null_p95": _median(scores.null_p95.cpu().numpy()),
+            "median_auroc_null_p95": _median(c["auroc_null_p95"]),
             "above_null_p95_share": float(beyond_null.mean()) if tested.any() else None,
             "p_below_0.01_share": float((c["p_value"][tested] < 0.01).mean()) if tested.any() else None,
         },
@@ -167,9 +172,7 @@ def report(analysis: Analysis, identity: Mapping[str, Any], images: Int[Tensor, 
         }
         for i in range(len(tops))
     ]
-    return _rounded(
-        {"sae": dict(identity), "summary": summary(analysis), "columns": COLUMNS, "features": rows}
-    )
+    return _rounded({"sae": dict(identity), "summary": summary(analysis), "columns": COLUMNS, "features": rows})
 
 
 def table(analysis: Analysis, identity: Mapping[str, Any]) -> pa.Table:
@@ -185,9 +188,7 @@ def table(analysis: Analysis, identity: Mapping[str, Any]) -> pa.Table:
     return pa.table(list(fields.values()), schema=pa.schema(described))
 
 
-def arrays(
-    analysis: Analysis, images: Int[Tensor, " rows"], image_shape: tuple[int, int]
-) -> dict[str, np.ndarray]:
+def arrays(analysis: Analysis, images: Int[Tensor, " rows"], image_shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """What the pictures need beside the table and the dataset."""
     a = analysis
     shown = a.bank.sample.first(a.bank.top.rows.shape[1]).by_value()

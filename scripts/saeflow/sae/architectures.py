@@ -126,7 +126,9 @@ class SparseAutoencoder(nn.Module, ABC):
     def replace(self, **changes: Any) -> Self:
         """A copy with some tensors or settings changed; the rest shares memory with this SAE."""
         arguments = {name: getattr(self, name) for name in (*self.shapes, *self.settings)}
-        return type(self)(**(arguments | changes))
+        copy = type(self)(**(arguments | changes))
+        copy.metadata = dict(self.metadata)
+        return copy
 
     @torch.no_grad()
     def fold_normalization(self, mean: Float[Tensor, " d_in"], scale: float) -> Self:

@@ -84,8 +84,8 @@ class Reconstruction:
 
         For comparison with numbers that others published:
 
-        - `explained_variance_legacy_mean_ratio` = mean_i (1 - ||r_i||^2 / ||x_i - mean of x_i's batch||^2): SAELens before
-          version 6; depends on the batch size.
+        - `explained_variance_legacy_mean_ratio` = mean_i (1 - ||r_i||^2 / ||x_i - mean of x_i's batch||^2): SAELens's
+          `explained_variance_legacy`; depends on the batch size.
         - `explained_variance_centered_residual` = 1 - sum_i ||r_i - mean(r)||^2 / sum_i ||x_i - mean(x)||^2:
           dictionary_learning; a constant error costs nothing.
         - `r2_scalar_mean` = 1 - sum_i ||r_i||^2 / sum_ij (x_ij - mean over rows and dimensions)^2: overcomplete; rises

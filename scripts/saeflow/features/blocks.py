@@ -1,0 +1,39 @@
+"""Codes of a store as a stream, and dense blocks of latents: what keeps the analysis small in memory."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.sae.architectures import SparseAutoencoder
+from saeflow.sae.codes import Codes
+
+
+class Rows(Protocol):
+    """The part of an activation store that the feature analysis reads."""
+
+    shape: tuple[int, int]
+
+    def rows(self, indices: Sequence[int]) -> Float[Tensor, "rows d_in"]: ...
+
+
+def blocks(total: int, size: int) -> Iterator[range]:
+    """Neighbouring ranges of at most `size` that cover range(total)."""
+    for start in range(0, total, size):
+        yield range(start, min(start + size, total))
+
+
+def encoded(sae: SparseAutoencoder, store: Rows, batch_rows: int = 8192) -> Iterator[Codes]:
+    """Codes of a store's rows in their order, a batch at a time: memory does not grow with the store."""
+    for rows in blocks(store.shape[0], batch_rows):
+        yield sae.encode_sparse(torch.as_tensor(store.rows(rows)).to(sae.dtype), batch_rows)
+
+
+def dense(codes: Codes, latents: range) -> Float[Tensor, "rows latents"]:
+    """Codes of some neighbouring latents, with their zeros."""
+    inside = (codes.indices >= latents.start) & (codes.indices < latents.stop)
+    z = codes.values.new_zeros(len(codes), len(latents))
+    z[codes.rows[inside], codes.indices[inside].long() - latents.start] = codes.values[inside]
+    return z

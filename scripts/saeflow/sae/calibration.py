@@ -1,0 +1,226 @@
+"""Meet a target L0: choose the sparsity penalty, then shift the thresholds.
+
+Two steps, which know nothing of how an SAE is trained. `calibrate` asks a callable for SAEs at many penalties at once (one
+stacked batch), reads the penalty for the target off a line of log L0 against log penalty, and trains once more around it.
+`adjust_threshold` then moves all thresholds by one amount, so that the calibration rows have the target number of active
+latents to the last one.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from saeflow.sae.architectures import Gated, JumpReLU, ReLU, SparseAutoencoder, TopK
+from saeflow.sae.codes import batches_of
+
+log = logging.getLogger(__name__)
+
+Trained = TypeVar("Trained")
+
+# An SAE whose latents are all dead still needs a place on the logarithmic axis.
+_LEAST_L0 = 1e-3
+
+
+class CalibrationError(ValueError):
+    """A target L0 that cannot be met; says what was reached and what would be right."""
+
+
+@dataclass(frozen=True)
+class Calibration(Generic[Trained]):
+    """The outcome of a search for the penalty.
+
+    Arguments:
+        penalty: of the chosen SAE.
+        l0: that its latents have before any threshold is shifted.
+        trained: what `train` returned for that penalty.
+        points: every (penalty, L0) that was trained, ascending in the penalty.
+    """
+
+    penalty: float
+    l0: float
+    trained: Trained
+    points: tuple[tuple[float, float], ...]
+
+
+def penalty_grid(low: float, high: float, n: int) -> list[float]:
+    """n penalties from low to high, equally spaced in the logarithm."""
+    if not (0 < low < high and n >= 2):
+        raise ValueError(f"penalty grid: low {low:g}, high {high:g}, n {n}; expected 0 < low < high and n >= 2")
+    return np.geomspace(low, high, n).tolist()
+
+
+def interpolate_penalty(points: Iterable[tuple[float, float]], target_l0: float) -> float:
+    """Penalty at which a line through (log penalty, log L0) passes the target.
+
+    The points are first made to fall (least-squares isotonic regression): L0 falls with the penalty but for the noise of
+    training.
+
+    Arguments:
+        points: (penalty, L0), in any order, at least two.
+        target_l0: mean active latents per activation vector.
+
+    Raises:
+        CalibrationError: target outside the L0 of the points; says which way the penalties should move.
+    """
+    penalties, l0s = np.array(sorted(points)).T
+    log_penalty, log_l0 = np.log(penalties), np.log(np.maximum(l0s, _LEAST_L0))
+    falling = isotonic_regression(log_l0, increasing=False).x
+    goal = np.log(target_l0)
+    if not falling[-1] <= goal <= falling[0]:
+        direction = "larger" if goal < falling[-1] else "smaller"
+        raise CalibrationError(
+            f"target_l0 {target_l0:g} is outside the L0 reached, {np.exp(falling[-1]):.4g} to {np.exp(falling[0]):.4g}, with "
+            f"penalties {penalties[0]:.4g} to {penalties[-1]:.4g}: {direction} penalties are needed"
+        )
+    return float(np.exp(np.interp(goal, falling[::-1], log_penalty[::-1])))
+
+
+def calibrate(
+    train: Callable[[list[float]], Sequence[Trained]],
+    l0_of: Callable[[Trained], float],
+    target_l0: float,
+    grid: Sequence[float],
+    *,
+    tolerance: float = 0.05,
+    from_above: bool = False,
+    extensions: int = 2,
+) -> Calibration[Trained]:
+    """Find the penalty at which training ends at a target L0.
+
+    Train the grid; while the target is outside the L0 reached, add one more grid on that side; unless the target is met,
+    interpolate and train three penalties around that value; take the SAE with the nearest L0. At most 2 + `extensions` calls
+    of `train`, each of them one stacked batch. A distance that remains is logged: `adjust_threshold` takes it away.
+
+    Arguments:
+        train: SAEs (or whatever holds them, one per seed) for a list of penalties, in its order. With the same steps, data
+            and seed at each call, L0 is a smooth curve.
+        l0_of: mean active latents per vector of one of them, on rows that it was not trained on.
+        target_l0: mean active latents per activation vector.
+        grid: penalties to start from, ascending, at least two.
+        tolerance: relative distance of L0 from the target at which training ends before the refinement.
+        from_above: take an SAE with at least the target L0, and aim half the tolerance higher: what a ReLU SAE needs, whose
+            thresholds can only rise.
+        extensions: most grids added.
+
+    Raises:
+        CalibrationError: target still outside the L0 reached after all extensions.
+    """
+    if len(grid) < 2 or sorted(set(grid)) != list(grid) or grid[0] <= 0:
+        raise ValueError(f"penalty grid {list(grid)}: expected at least two ascending positive numbers")
+    runs: dict[float, tuple[float, Trained]] = {}
+    aim = target_l0 * (1 + tolerance / 2) if from_above else target_l0
+
+    def run(penalties: list[float]) -> None:
+        for penalty, trained in zip(penalties, train(penalties), strict=True):
+            runs[penalty] = (l0_of(trained), trained)
+            log.info("penalty %.4g: L0 %.4g (target %g)", penalty, runs[penalty][0], target_l0)
+
+    def nearest() -> float:
+        allowed = [penalty for penalty, (l0, _) in runs.items() if l0 >= target_l0 or not from_above]
+        return min(allowed, key=lambda penalty: (_distance(runs[penalty][0], target_l0), penalty))
+
+    run(list(grid))
+    step = grid[1] / grid[0]
+    for _ in range(extensions):
+        l0s = [l0 for l0, _ in runs.values()]
+        if min(l0s) > aim:
+            run([penalty * max(runs) / grid[0] * step for penalty in grid])
+        elif max(l0s) < aim:
+            run([penalty * min(runs) / grid[-1] / step for penalty in grid])
+    center = interpolate_penalty(((penalty, l0) for penalty, (l0, _) in runs.items()), aim)
+    if _distance(runs[nearest()][0], target_l0) > np.log1p(tolerance):
+        # Half the tolerance: L0 moves by about the square of the penalty's factor at most.
+        run([center / (1 + tolerance / 2), center, center * (1 + tolerance / 2)])
+    penalty = nearest()
+    l0, trained = runs[penalty]
+    if _distance(l0, target_l0) > np.log1p(tolerance):
+        log.warning(
+            "L0 %.4g is the nearest to target_l0 %g that training reached (tolerance %g)", l0, target_l0, tolerance
+        )
+    return Calibration(penalty, l0, trained, tuple((p, runs[p][0]) for p in sorted(runs)))
+
+
+def _distance(l0: float, target_l0: float) -> float:
+    """Absolute log ratio."""
+    return abs(float(np.log(max(l0, _LEAST_L0) / target_l0)))
+
+
+@torch.no_grad()
+def threshold_shift(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], target_l0: float, batch_size: int = 2048
+) -> float:
+    """The amount by which all thresholds must rise so that a target number of latents is active.
+
+    It lies half way between the last preactivation (less its threshold) that should pass and the first that should not.
+
+    Arguments:
+        x: calibration rows, in the store's units: not those on which the SAE is evaluated.  Shape [n, d_in].
+        target_l0: mean active latents per row; met to 1/n but for equal values and the rounding of thresholds.
+        batch_size: most rows at a time. Memory: one dense batch of latents, and 2 n target_l0 numbers.
+
+    Raises:
+        CalibrationError: too few latents could be active on these rows, whatever the thresholds.
+    """
+    n_active = round(target_l0 * len(x))
+    if n_active < 1:
+        raise CalibrationError(f"target_l0 {target_l0:g} on {len(x)} rows asks for no active latent")
+    best = torch.empty(0, dtype=sae.dtype, device=sae.device)
+    bound = -torch.inf
+    for batch in batches_of(x, batch_size):
+        excess, eligible = _excess(sae, batch.to(sae.device))
+        best = torch.cat([best, excess[eligible & (excess > bound)]])
+        if len(best) > 2 * (n_active + 1):
+            best = best.topk(n_active + 1, sorted=False).values
+            bound = best.min()
+    if len(best) < n_active:
+        raise CalibrationError(
+            f"target_l0 {target_l0:g}: thresholds can give at most {len(best) / len(x):.4g}; train with a smaller penalty"
+        )
+    best = best.sort(descending=True).values
+    last = best[n_active - 1]
+    first_out = best[n_active] if len(best) > n_active else torch.nextafter(last, torch.zeros_like(last))
+    middle = (last + first_out) / 2
+    return float(middle if middle < last else first_out)
+
+
+def shift_thresholds(sae: SparseAutoencoder, amount: float) -> JumpReLU | Gated:
+    """The SAE with every threshold `amount` higher, in units of the preactivations.
+
+    ReLU and TopK SAEs become `JumpReLU` with this one threshold; in a `Gated` SAE the bias of the gate falls.
+    """
+    match sae:
+        case Gated():
+            return sae.replace(b_gate=sae.b_gate - amount)
+        case JumpReLU():
+            return sae.replace(threshold=sae.threshold + amount)
+        case ReLU() | TopK():
+            shared = {name: getattr(sae, name) for name in sae.shapes}
+            shifted = JumpReLU(**shared, threshold=torch.full_like(sae.b_enc, amount))
+            shifted.metadata = dict(sae.metadata)
+            return shifted
+    raise TypeError(f"{type(sae).__name__} has no thresholds to shift")
+
+
+def adjust_threshold(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], target_l0: float, batch_size: int = 2048
+) -> JumpReLU | Gated:
+    """The SAE with its thresholds shifted to a target L0 on calibration rows: see `threshold_shift`, `shift_thresholds`."""
+    return shift_thresholds(sae, threshold_shift(sae, x, target_l0, batch_size))
+
+
+def _excess(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor]:
+    """How far each preactivation is above its threshold, and where a lower threshold would give a positive latent."""
+    p = sae.preactivations(x)
+    match sae:
+        case Gated():
+            return p, sae.magnitudes(p) > 0
+        case JumpReLU():
+            return p - sae.threshold, p > 0
+    return p, p > 0

@@ -1,0 +1,138 @@
+"""What the workflow shows before any job runs: graphs, plans, refusals, and the house rules of its files."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rulegraph
+import yaml
+from conftest import ROOT, Project
+
+SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+SCRIPTED = [
+    rule for path in SMK for rule in re.split(r"^rule ", path.read_text(), flags=re.M)[1:] if "    script:" in rule
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """The project as it is, building in an empty folder."""
+    return Project(ROOT, tmp_path_factory.mktemp("empty"))
+
+
+def test_the_default_study_is_planned_whole_in_few_jobs(project):
+    jobs = project.planned(study="../config")
+    assert {"build_dataset", "train_classifiers", "train_saes", "analyze_features", "write_manifest", "verify"} <= set(
+        jobs
+    )
+    assert sum(jobs.values()) <= 60
+
+
+@pytest.mark.parametrize(
+    "target", ["datasets", "models", "activations", "saes", "features", "figures", "report", "verify"]
+)
+def test_every_stage_is_a_target(project, target):
+    assert project.planned(target)
+
+
+def test_a_target_builds_no_more_than_it_needs(project):
+    assert set(project.planned("models")) - {"models"} == {"build_dataset", "train_classifiers"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_that_ships_can_be_planned(project, path):
+    assert project.planned(study=path.stem)
+
+
+def test_lint_finds_nothing(project):
+    assert "good condition" in "".join(project.snakemake("--lint").stderr)
+
+
+@pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "snakefmt --check Snakefile workflow"])
+def test_formatters_have_nothing_to_do(command):
+    module, *arguments = command.split()
+    run = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("directive", ["input", "output", "log", "benchmark", "conda", "params", "resources"])
+def test_every_scripted_rule_states(directive):
+    assert [rule.partition(":")[0] for rule in SCRIPTED if f"\n    {directive}:" not in rule] == []
+
+
+def test_every_scripted_rule_has_its_library_files_memory_and_run_time():
+    for rule in SCRIPTED:
+        name = rule.partition(":")[0]
+        script = re.search(r"scripts/(\w+)\.py", rule).group(1)
+        assert f'lib=library("{script}")' in rule, name
+        assert "mem_mb=memory(" in rule, name
+        assert "runtime=" in rule, name
+
+
+def test_there_are_no_run_blocks_and_one_container():
+    text = "".join(path.read_text() for path in (*SMK, ROOT / "Snakefile"))
+    assert re.search(r"^\s+run:", text, re.M) is None
+    assert len(re.findall(r"^container:", text, re.M)) == 1
+
+
+def test_the_readme_shows_the_rulegraph_as_it_is():
+    assert rulegraph.shown() == rulegraph.graph(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"saes": {"variants": {"t": {"architecture": "topk", "d_sae": 8, "k": 9}}}},
+            "saes.variants.t.k: 9 exceeds d_sae 8",
+        ),
+        ({"dataset": {"name": "minst"}}, "dataset.name: 'minst' is not right"),
+        ({"fetures": {}}, "did you mean 'features'?"),
+        ({"dataset": {"name": "mnist", "data_dir": "nowhere"}}, "nowhere"),
+        ({"reference": "lost/MANIFEST.sha256"}, "lost/MANIFEST.sha256"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_any_job(project, tmp_path, changes, said):
+    study = yaml.safe_load((ROOT / "config" / "studies" / "smoke.yaml").read_text()) | changes
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(study))
+    run = project.snakemake("--dry-run", study=tmp_path / "bad", check=False)
+    assert run.returncode != 0
+    assert said in run.stdout + run.stderr
+
+
+def locked() -> dict[str, str]:
+    pins = "".join((ROOT / "envs" / name).read_text() for name in ("requirements.lock", "torch-cuda.lock"))
+    return dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", pins, re.M))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_conda_environment_pins_what_the_lock_pins(path):
+    conda_names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    environment = yaml.safe_load(path.read_text())
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    for spec in environment["dependencies"]:
+        name, version = spec.split("=")
+        if name != "python":
+            assert locked()[conda_names.get(name, name)] == version, spec
+
+
+def test_the_cpu_and_the_cuda_build_of_torch_are_of_one_version():
+    cpu = re.search(r"^torch==([^ +]+)\+cpu", (ROOT / "envs" / "torch-cpu.lock").read_text(), re.M).group(1)
+    assert cpu == locked()["torch"]
+
+
+def test_every_locked_package_has_a_digest_and_no_lock_names_a_host():
+    for lock in (*ROOT.glob("envs/*.lock"), *ROOT.glob("tests/**/*.lock"), *ROOT.glob("benchmarks/*/*.lock")):
+        text = lock.read_text()
+        assert "://" not in text, lock
+        for block in re.split(r"^(?=\S)", text, flags=re.M)[1:]:
+            assert "--hash=sha256:" in block or block.startswith("#"), (lock, block)
+
+
+def test_profiles_are_valid(project):
+    for profile in ("local", "container"):
+        path = Path("workflow/profiles") / profile / "profile.yaml"
+        assert yaml.safe_load((ROOT / path).read_text())
+    assert project.planned("--workflow-profile", str(ROOT / "workflow/profiles/local"), "datasets")
