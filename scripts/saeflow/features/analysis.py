@@ -100,12 +100,13 @@ def analyze(
     slopes = patterns.gradients(hook, sae.W_enc, train.images, bank.sample.first(spec.pattern_examples))
     found = dict(zip(patterns.NAMES, (*slopes, patterns.haufe(fired, train.images)), strict=True))
     shown = test_bank.sample.first(max(1, spec.pattern_examples // 2))
-    tests = patterns.probes(seen, shown, child_seed(seed, "deletion"))
+    tests = patterns.probes(len(seen), shown, child_seed(seed, "deletion"))
     control = torch.rand(found["haufe"].shape, generator=torch.Generator().manual_seed(child_seed(seed, "pixels")))
     masks = torch.stack(
         [patterns.strongest(p.to(train.images.device), spec.keep_share) for p in (*found.values(), control)]
     )
-    keep_r2 = patterns.keep_r2(masks, hook, sae, test.images, train.images.flatten(1).mean(0), tests)
+    keep_r2 = patterns.keep_r2(masks, hook, sae.W_enc, test.images, train.images.flatten(1).mean(0), tests)
+    keep_r2 = torch.where(bank.dead, torch.nan, keep_r2)
     evidence = [
         hypotheses.evidence(codes, split.labels, level, context.n_labels)
         for codes, split, level in ((fired, train, context.train_levels), (seen, test, context.test_levels))

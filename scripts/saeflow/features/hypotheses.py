@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saeflow.sae.codes import Codes
 
-KINDS = ("dead", "none", "labels", "all but labels", "property", "label and property")
+KINDS = ("dead", "rare", "none", "labels", "all but labels", "property", "label and property")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def choose(
     low, high = torch.zeros_like(which), torch.full_like(which, n_levels)
     for i, index in enumerate(best):
         section = sum(index >= start for start in starts[1:-1])
-        kind.append(KINDS[2 + section])
+        kind.append(KINDS[3 + section])
         place = index - starts[section]
         if section == 0:
             labels[i] = False
@@ -202,6 +202,7 @@ def hypothesize(
     label_names: Sequence[str] = (),
     words: tuple[Sequence[str], Sequence[str]] = ((), ()),
     least: float = 0.7,
+    min_active: int = 10,
     max_labels: int = 3,
 ) -> Hypotheses:
     """Choose on one split, score on the other, and say it in words.
@@ -212,6 +213,7 @@ def hypothesize(
         words: for each property, what a high and what a low value means (`Descriptors.high`, `.low`).
         least: training AUROC below which a latent gets "no simple hypothesis"; its best rule is still
             scored.
+        min_active: training rows that a latent has to fire on for a hypothesis; its best rule is still scored.
     """
     rules, accuracy = choose(train, max_labels=max_labels)
     names = list(label_names) or [str(i) for i in range(train.active.shape[1])]
@@ -227,6 +229,9 @@ def hypothesize(
         elif fires == train.n_rows:
             kinds.append("none")
             texts.append("always fires")
+        elif fires < min_active:
+            kinds.append("rare")
+            texts.append(f"too rare for a hypothesis ({fires} rows); closest: {sentence}")
         elif good < least:
             kinds.append("none")
             texts.append(f"no simple hypothesis; closest: {sentence}")

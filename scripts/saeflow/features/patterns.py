@@ -9,7 +9,6 @@ from torch import Tensor
 
 from saeflow.features.bank import Examples
 from saeflow.features.blocks import blocks, dense
-from saeflow.sae.architectures import SparseAutoencoder
 from saeflow.sae.codes import Codes
 
 NAMES = ("gradient", "gradient_input", "haufe")
@@ -20,10 +19,10 @@ Hook = Callable[[Float[Tensor, "images 1 h w"]], Float[Tensor, "images d_in"]]
 
 @dataclass(frozen=True)
 class PatternScores:
-    """How good a pattern [d_sae, pixels] is; NaN where the latent or the test has too few firings."""
+    """How good a pattern [d_sae, pixels] is; NaN for latents that never fire."""
 
     keep_r2: Float[Tensor, " d_sae"]
-    """Deletion test: share of the latent's variance that survives when only the pattern's strongest pixels are kept."""
+    """Deletion test: share of the pre-activation's variance that survives when only the strongest pixels are kept."""
     smoothness: Float[Tensor, " d_sae"]
     """Moran's I: 1 for large areas of one sign, 0 for noise."""
     top_cosine: Float[Tensor, " d_sae"]
@@ -94,63 +93,52 @@ def strongest(pattern: Float[Tensor, "d_sae pixels"], keep_share: float) -> Bool
     return torch.zeros_like(pattern, dtype=torch.bool).scatter_(1, order, True)
 
 
-@dataclass(frozen=True)
-class Probes:
-    """Images of the deletion test and their activations: some on which a latent fires, some drawn at random."""
+def probes(n_rows: int, examples: Examples, seed: int) -> Examples:
+    """Images of the deletion test: each latent's own examples, then as many random rows, the same for all latents.
 
-    rows: Int[Tensor, "d_sae k"]
-    before: Float[Tensor, "d_sae k"]
-    present: Bool[Tensor, "d_sae k"]
-
-
-def probes(codes: Codes, examples: Examples, seed: int, block: int = 512) -> Probes:
-    """Each latent's own firing rows, and as many random rows, the same for all latents."""
+    The values are of the examples alone; the random rows' are left at 0.
+    """
     d_sae, k = examples.rows.shape
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(codes), generator=generator)[:k].to(examples.rows.device)
-    before = torch.cat([dense(codes, latents)[drawn].T for latents in blocks(d_sae, block)])
-    return Probes(
-        torch.cat([examples.rows, drawn.expand(d_sae, -1)], 1),
-        torch.cat([examples.values, before], 1),
-        torch.cat([examples.present, torch.ones_like(before, dtype=torch.bool)], 1),
-    )
+    drawn = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:k].to(examples.rows.device)
+    rows = torch.cat([examples.rows, drawn.expand(d_sae, -1)], 1)
+    return Examples(rows, torch.nn.functional.pad(examples.values, (0, len(drawn))))
 
 
 @torch.no_grad()
 def keep_r2(
     masks: Bool[Tensor, "kinds d_sae pixels"],
     hook: Hook,
-    sae: SparseAutoencoder,
+    encoder: Float[Tensor, "d_in d_sae"],
     images: Float[Tensor, "n_rows 1 h w"],
     fill: Float[Tensor, " pixels"],
-    tests: Probes,
+    tests: Examples,
     batch_images: int = 4096,
-    min_active: int = 3,
 ) -> Float[Tensor, "kinds d_sae"]:
-    """Deletion test: squared correlation of a latent's activation before and after most pixels are replaced.
+    """Deletion test: squared correlation of a latent's pre-activation before and after most pixels are replaced.
+
+    The pre-activation, because a threshold or the competition of other latents can silence a latent on every altered
+    image, and then all patterns alike score 0.
 
     Arguments:
         masks: pixels to keep, per kind of pattern.
+        encoder: W_enc of the SAE; a bias does not change the correlation.
         images: what the rows of `tests` count: images that the patterns were not made from.
         fill: value of the replaced pixels, the mean training image.
         tests: images per latent.
-        min_active: latents that fire on fewer of their images get NaN.
     Returns:
-        r^2 in [0, 1]; 0 if the activation after deletion does not vary. Cost: kinds * d_sae * k forward passes.
+        r^2 in [0, 1]; 0 if the pre-activation after deletion does not vary. Cost: (kinds + 1) * d_sae * k forward passes.
     """
     kinds, d_sae, _ = masks.shape
     k = tests.rows.shape[1]
-    after = torch.empty(kinds, d_sae, k, dtype=tests.before.dtype, device=images.device)
-    for latents in blocks(d_sae, max(1, batch_images // (kinds * k))):
+    found = torch.empty(kinds, d_sae, dtype=torch.float32, device=images.device)
+    for latents in blocks(d_sae, max(1, batch_images // ((kinds + 1) * k))):
         span = slice(latents.start, latents.stop)
         x = images[tests.rows[span].clamp(min=0)].flatten(2)
-        kept = torch.where(masks[:, span, None], x, fill)
-        z = sae.encode(hook(kept.view(-1, *images.shape[1:]))).view(kinds, len(latents), k, -1)
-        own = torch.arange(latents.start, latents.stop, device=images.device)[None, :, None, None]
-        after[:, span] = z.gather(3, own.expand(kinds, -1, k, 1))[..., 0]
-    r2 = squared_correlation(tests.before.expand_as(after), after, tests.present.expand_as(after))
-    enough = ((tests.before != 0) & tests.present).sum(1) >= min_active
-    return torch.where(enough, r2, torch.nan)
+        altered = torch.cat([x[None], torch.where(masks[:, span, None], x, fill)])
+        values = hook(altered.view(-1, *images.shape[1:])).view(kinds + 1, len(latents), k, -1)
+        p = (values @ encoder.T[span, :, None])[..., 0]
+        found[:, span] = squared_correlation(p[:1].expand_as(p[1:]), p[1:], tests.present[span].expand_as(p[1:]))
+    return found
 
 
 def squared_correlation(

@@ -17,7 +17,7 @@ from saeflow.features.analysis import Analysis
 from saeflow.reproduce import write_json
 
 _PATTERN_COLUMNS = {
-    "keep_r2": "r^2 between the activations on unseen images before and after all but the pattern's strongest pixels "
+    "keep_r2": "r^2 between the pre-activations on unseen images before and after all but the pattern's strongest pixels "
     "are replaced by the mean image",
     "smoothness": "Moran's I of the pattern over neighbouring pixels",
     "top_cosine": "cosine of the pattern with the mean of the top examples less the mean image",
@@ -54,7 +54,7 @@ COLUMNS: dict[str, str] = {
     "decoder_norm": "norm of its decoder row",
     "encoder_cosine": "cosine of its encoder column with its decoder row",
     "hypothesis": "in words when it fires; chosen on the training split",
-    "hypothesis_kind": "dead, none, labels, all but labels, property, label and property",
+    "hypothesis_kind": "dead, rare, none, labels, all but labels, property, label and property",
     "auroc_train": "AUROC (which for a yes/no rule is its balanced accuracy) as predictor of firing, training split",
     "auroc": "the same on the test split, which the rule has not seen; chance 0.5",
     "auroc_null": "the same when the test rows are shuffled against the latent, one draw",

@@ -1,9 +1,9 @@
 """Meet a target L0: choose the sparsity penalty, then shift the thresholds.
 
-Two steps, which know nothing of how an SAE is trained. `calibrate` asks a callable for SAEs at many penalties at once (one
-stacked batch), reads the penalty for the target off a line of log L0 against log penalty, and trains once more around it.
-`adjust_threshold` then moves all thresholds by one amount, so that the calibration rows have the target number of active
-latents to the last one.
+Two steps, which know nothing of how an SAE is trained. `calibrate` asks a callable for SAEs at many penalties at once
+(one stacked batch), reads the penalty for the target off a line of log L0 against log penalty, and trains once more
+around it. `adjust_threshold` then moves all thresholds by one amount, so that the calibration rows have the target
+number of active latents to the last one.
 """
 
 import logging
@@ -59,8 +59,8 @@ def penalty_grid(low: float, high: float, n: int) -> list[float]:
 def interpolate_penalty(points: Iterable[tuple[float, float]], target_l0: float) -> float:
     """Penalty at which a line through (log penalty, log L0) passes the target.
 
-    The points are first made to fall (least-squares isotonic regression): L0 falls with the penalty but for the noise of
-    training.
+    The points are first made to fall (least-squares isotonic regression): L0 falls with the penalty but for the noise
+    of training.
 
     Arguments:
         points: (penalty, L0), in any order, at least two.
@@ -69,17 +69,20 @@ def interpolate_penalty(points: Iterable[tuple[float, float]], target_l0: float)
     Raises:
         CalibrationError: target outside the L0 of the points; says which way the penalties should move.
     """
-    penalties, l0s = np.array(sorted(points)).T
-    log_penalty, log_l0 = np.log(penalties), np.log(np.maximum(l0s, _LEAST_L0))
-    falling = isotonic_regression(log_l0, increasing=False).x
-    goal = np.log(target_l0)
-    if not falling[-1] <= goal <= falling[0]:
-        direction = "larger" if goal < falling[-1] else "smaller"
+    penalties, l0s = _falling(points)
+    if not l0s[-1] <= target_l0 <= l0s[0]:
+        direction = "larger" if target_l0 < l0s[-1] else "smaller"
         raise CalibrationError(
-            f"target_l0 {target_l0:g} is outside the L0 reached, {np.exp(falling[-1]):.4g} to {np.exp(falling[0]):.4g}, with "
-            f"penalties {penalties[0]:.4g} to {penalties[-1]:.4g}: {direction} penalties are needed"
+            f"target_l0 {target_l0:g} is outside the L0 reached, {l0s[-1]:.4g} to {l0s[0]:.4g}, "
+            f"with penalties {penalties[0]:.4g} to {penalties[-1]:.4g}: {direction} penalties are needed"
         )
-    return float(np.exp(np.interp(goal, falling[::-1], log_penalty[::-1])))
+    return float(np.exp(np.interp(np.log(target_l0), np.log(l0s[::-1]), np.log(penalties[::-1]))))
+
+
+def _falling(points: Iterable[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Penalties, ascending, and L0 made to fall with them."""
+    penalties, l0s = np.array(sorted(points)).T
+    return penalties, np.exp(isotonic_regression(np.log(np.maximum(l0s, _LEAST_L0)), increasing=False).x)
 
 
 def calibrate(
@@ -94,19 +97,20 @@ def calibrate(
 ) -> Calibration[Trained]:
     """Find the penalty at which training ends at a target L0.
 
-    Train the grid; while the target is outside the L0 reached, add one more grid on that side; unless the target is met,
-    interpolate and train three penalties around that value; take the SAE with the nearest L0. At most 2 + `extensions` calls
-    of `train`, each of them one stacked batch. A distance that remains is logged: `adjust_threshold` takes it away.
+    Train the grid; while the target is outside the L0 reached, add one more grid on that side; unless the target is
+    met, interpolate and train three penalties around that value; take the SAE with the nearest L0. At most
+    2 + `extensions` calls of `train`, each of them one stacked batch. A distance that remains is logged:
+    `adjust_threshold` takes it away.
 
     Arguments:
-        train: SAEs (or whatever holds them, one per seed) for a list of penalties, in its order. With the same steps, data
-            and seed at each call, L0 is a smooth curve.
+        train: SAEs (or whatever holds them, one per seed) for a list of penalties, in its order. With the same steps,
+            data and seed at each call, L0 is a smooth curve.
         l0_of: mean active latents per vector of one of them, on rows that it was not trained on.
         target_l0: mean active latents per activation vector.
         grid: penalties to start from, ascending, at least two.
         tolerance: relative distance of L0 from the target at which training ends before the refinement.
-        from_above: take an SAE with at least the target L0, and aim half the tolerance higher: what a ReLU SAE needs, whose
-            thresholds can only rise.
+        from_above: take an SAE with at least the target L0, and aim half the tolerance higher: what a ReLU SAE needs,
+            whose thresholds can only rise.
         extensions: most grids added.
 
     Raises:
@@ -122,6 +126,9 @@ def calibrate(
             runs[penalty] = (l0_of(trained), trained)
             log.info("penalty %.4g: L0 %.4g (target %g)", penalty, runs[penalty][0], target_l0)
 
+    def points() -> list[tuple[float, float]]:
+        return [(penalty, runs[penalty][0]) for penalty in sorted(runs)]
+
     def nearest() -> float:
         allowed = [penalty for penalty, (l0, _) in runs.items() if l0 >= target_l0 or not from_above]
         return min(allowed, key=lambda penalty: (_distance(runs[penalty][0], target_l0), penalty))
@@ -129,22 +136,20 @@ def calibrate(
     run(list(grid))
     step = grid[1] / grid[0]
     for _ in range(extensions):
-        l0s = [l0 for l0, _ in runs.values()]
-        if min(l0s) > aim:
-            run([penalty * max(runs) / grid[0] * step for penalty in grid])
-        elif max(l0s) < aim:
-            run([penalty * min(runs) / grid[-1] / step for penalty in grid])
-    center = interpolate_penalty(((penalty, l0) for penalty, (l0, _) in runs.items()), aim)
+        penalties, l0s = _falling(points())
+        if aim < l0s[-1]:
+            run([penalty * float(penalties[-1]) / grid[0] * step for penalty in grid])
+        elif aim > l0s[0]:
+            run([penalty * float(penalties[0]) / grid[-1] / step for penalty in grid])
+    center = interpolate_penalty(points(), aim)
     if _distance(runs[nearest()][0], target_l0) > np.log1p(tolerance):
         # Half the tolerance: L0 moves by about the square of the penalty's factor at most.
         run([center / (1 + tolerance / 2), center, center * (1 + tolerance / 2)])
     penalty = nearest()
     l0, trained = runs[penalty]
     if _distance(l0, target_l0) > np.log1p(tolerance):
-        log.warning(
-            "L0 %.4g is the nearest to target_l0 %g that training reached (tolerance %g)", l0, target_l0, tolerance
-        )
-    return Calibration(penalty, l0, trained, tuple((p, runs[p][0]) for p in sorted(runs)))
+        log.warning("L0 %.4g is the nearest to target_l0 %g that training reached", l0, target_l0)
+    return Calibration(penalty, l0, trained, tuple(points()))
 
 
 def _distance(l0: float, target_l0: float) -> float:
@@ -181,11 +186,13 @@ def threshold_shift(
             bound = best.min()
     if len(best) < n_active:
         raise CalibrationError(
-            f"target_l0 {target_l0:g}: thresholds can give at most {len(best) / len(x):.4g}; train with a smaller penalty"
+            f"target_l0 {target_l0:g}: thresholds can give at most {len(best) / len(x):.4g}; "
+            "train with a smaller penalty"
         )
     best = best.sort(descending=True).values
     last = best[n_active - 1]
-    first_out = best[n_active] if len(best) > n_active else torch.nextafter(last, torch.zeros_like(last))
+    # Where all are wanted, no next one says how low is low enough; the step must survive the rounding of a threshold.
+    first_out = best[n_active] if len(best) > n_active else last - 1e-5 * best.abs().max()
     middle = (last + first_out) / 2
     return float(middle if middle < last else first_out)
 
@@ -211,7 +218,7 @@ def shift_thresholds(sae: SparseAutoencoder, amount: float) -> JumpReLU | Gated:
 def adjust_threshold(
     sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], target_l0: float, batch_size: int = 2048
 ) -> JumpReLU | Gated:
-    """The SAE with its thresholds shifted to a target L0 on calibration rows: see `threshold_shift`, `shift_thresholds`."""
+    """The SAE with its thresholds shifted by `threshold_shift`, to a target L0 on calibration rows."""
     return shift_thresholds(sae, threshold_shift(sae, x, target_l0, batch_size))
 
 

@@ -1,0 +1,216 @@
+"""Rows that lie in chunks: files of a store, or one array in memory."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from saeflow.activations.layout import ArrayName, Part, Spec, StoreError, chunk_path
+
+HASH_BLOCK = 1 << 20  # bytes: small enough to stay in the cache between reading and hashing
+
+
+class Chunk(Protocol):
+    """Some consecutive rows."""
+
+    n_rows: int
+
+    def mapped(self) -> Shaped[Tensor, "rows width"]:
+        """All rows, for picking some of them; not to be written to."""
+
+    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
+        """Copy the rows from `start` on into `out`."""
+
+    def expect(self, start: int, n_rows: int) -> None:
+        """Say that these rows will be read soon."""
+
+
+class MemoryChunk:
+    """Rows of an array in memory."""
+
+    def __init__(self, rows: Shaped[Tensor, "rows width"]) -> None:
+        self.rows = rows
+        self.n_rows = len(rows)
+
+    def mapped(self) -> Shaped[Tensor, "rows width"]:
+        return self.rows
+
+    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
+        out.copy_(self.rows[start : start + len(out)])
+
+    def expect(self, start: int, n_rows: int) -> None:
+        pass
+
+
+class FileChunk:
+    """One chunk file. It is opened anew for each read, because a large store has more chunks than a process has files.
+
+    Before its first use the file's size is checked, and its digest too where `digest` is given. Blocks are read by
+    `pread`, whose errors can be named; a page that fails under a memory map kills the process.
+
+    Raises, from any method:
+        StoreError: a read error, a truncated file or another digest; names the chunk.
+    """
+
+    def __init__(self, path: Path, n_rows: int, spec: Spec, array: ArrayName, digest: str | None) -> None:
+        self.path = path
+        self.n_rows = n_rows
+        self._n_bytes = spec.chunk_bytes(array)
+        self._width = spec.width(array)
+        self._dtype = spec.element(array)
+        self._row_bytes = self._width * self._dtype.itemsize
+        self._digest = digest
+        self._checked = False
+        self._mapped: Tensor | None = None
+
+    def mapped(self) -> Shaped[Tensor, "rows width"]:
+        if self._mapped is None:
+            self._check()
+            n = self.n_rows * self._width
+            # Unlike numpy's, torch's memory map does not keep the file open.
+            self._mapped = torch.from_file(str(self.path), shared=False, size=n, dtype=self._dtype).view(-1, self._width)
+        return self._mapped
+
+    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
+        self._check()
+        target = as_bytes(out)
+        try:
+            file = os.open(self.path, os.O_RDONLY)
+            try:
+                done = 0
+                while done < len(target):
+                    n = os.preadv(file, [target[done:]], start * self._row_bytes + done)
+                    if n == 0:
+                        raise self._truncated(start * self._row_bytes + done)
+                    done += n
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+
+    def expect(self, start: int, n_rows: int) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            file = os.open(self.path, os.O_RDONLY)
+            try:
+                offset, n_bytes = start * self._row_bytes, n_rows * self._row_bytes
+                os.posix_fadvise(file, offset, n_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+
+    def _check(self) -> None:
+        if self._checked:
+            return
+        if self._digest is not None:
+            self.check_digest(self._digest)
+        else:
+            self._check_size()
+        self._checked = True
+
+    def check_digest(self, digest: str) -> None:
+        """Read the whole file and compare its sha256."""
+        self._check_size()
+        hasher, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                while n := file.readinto(block):
+                    hasher.update(block[:n])
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+        if hasher.hexdigest() != digest:
+            raise StoreError(
+                f"{self.path}: sha256 {hasher.hexdigest()} is not the manifest's {digest}; the chunk changed after it "
+                "was written"
+            )
+
+    def _check_size(self) -> None:
+        try:
+            size = os.stat(self.path).st_size
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+        if size != self._n_bytes:
+            raise self._truncated(size)
+
+    def _truncated(self, size: int) -> StoreError:
+        return StoreError(f"{self.path}: {size} bytes, a whole chunk has {self._n_bytes}")
+
+
+class ChunkedRows:
+    """The rows [n, width] of all chunks, in order."""
+
+    def __init__(self, chunks: Sequence[Chunk], width: int, dtype: torch.dtype) -> None:
+        self.chunks = chunks
+        self.width = width
+        self.dtype = dtype
+        self.starts = np.concatenate([[0], np.cumsum([chunk.n_rows for chunk in chunks], dtype=np.int64)])
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Part], array: ArrayName, *, check_digests: bool) -> "ChunkedRows":
+        """One array of a store."""
+        spec = parts[0].spec
+        chunks = [
+            FileChunk(
+                chunk_path(part.directory, array, index),
+                min(spec.chunk_rows, part.n_rows - index * spec.chunk_rows),
+                spec,
+                array,
+                digest if check_digests else None,
+            )
+            for part in parts
+            for index, digest in enumerate(part.digests[array])
+        ]
+        return cls(chunks, spec.width(array), spec.element(array))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def empty(self, n: int, *, pin: bool = False) -> Shaped[Tensor, "n width"]:
+        """Memory for n rows."""
+        return torch.empty(n, self.width, dtype=self.dtype, pin_memory=pin)
+
+    def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[Tensor, "n width"]:
+        """Rows by number, in the order asked for.
+
+        Raises:
+            IndexError: a number outside [0, n).
+            StoreError: see `FileChunk`.
+        """
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"rows: {indices.min()} to {indices.max()} must lie in 0 to {len(self) - 1}")
+        chunk = np.searchsorted(self.starts, indices, side="right") - 1
+        # Chunk by chunk, then back into the order asked for.
+        order = np.argsort(chunk, kind="stable")
+        ordered = chunk[order]
+        local = torch.from_numpy((indices - self.starts[chunk])[order])
+        touched, firsts = np.unique(ordered, return_index=True)
+        out = self.empty(len(indices))
+        for c, first, last in zip(touched, firsts, [*firsts[1:], len(indices)], strict=True):
+            torch.index_select(self.chunks[c].mapped(), 0, local[first:last], out=out[first:last])
+        if np.array_equal(order, np.arange(len(order))):
+            return out
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return out.index_select(0, torch.from_numpy(back))
+
+    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
+        """Copy the rows from `start` on into `out`, across chunks."""
+        done = 0
+        while done < len(out):
+            c = int(np.searchsorted(self.starts, start + done, side="right")) - 1
+            n = min(len(out) - done, int(self.starts[c + 1]) - start - done)
+            self.chunks[c].read(start + done - int(self.starts[c]), out[done : done + n])
+            done += n
+
+
+def as_bytes(rows: Shaped[Tensor, "n width"]) -> memoryview:
+    """The memory of rows."""
+    return memoryview(rows.view(torch.uint8).numpy()).cast("B")
