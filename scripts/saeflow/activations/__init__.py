@@ -1,12 +1,12 @@
 """Activation stores: written while a model runs, larger than memory, streamed shuffled.
 
-    with ActivationStore.create("activations", d=512) as writer:
-        for x in activations_of_my_model():
-            writer.append(x)
+with ActivationStore.create("activations", d=512) as writer:
+    for x in activations_of_my_model():
+        writer.append(x)
 
-    store = ActivationStore.open("activations")
-    for batch in store.batches(4096, seed=0, steps=10_000):
-        ...
+store = ActivationStore.open("activations")
+for batch in store.batches(4096, seed=0, steps=10_000):
+    ...
 """
 
 from saeflow.activations.layout import Part, StoreError, write_manifest

@@ -2,9 +2,9 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,22 +16,25 @@ from saeflow.activations.layout import ArrayName, Part, Spec, StoreError, chunk_
 HASH_BLOCK = 1 << 20  # bytes: small enough to stay in the cache between reading and hashing
 
 
-class Chunk(Protocol):
+class Chunk(ABC):
     """Some consecutive rows."""
 
     n_rows: int
 
+    @abstractmethod
     def mapped(self) -> Shaped[Tensor, "rows width"]:
         """All rows, for picking some of them; not to be written to."""
 
+    @abstractmethod
     def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
         """Copy the rows from `start` on into `out`."""
 
+    @abstractmethod
     def expect(self, start: int, n_rows: int) -> None:
         """Say that these rows will be read soon."""
 
 
-class MemoryChunk:
+class MemoryChunk(Chunk):
     """Rows of an array in memory."""
 
     def __init__(self, rows: Shaped[Tensor, "rows width"]) -> None:
@@ -48,17 +51,17 @@ class MemoryChunk:
         pass
 
 
-class FileChunk:
+class FileChunk(Chunk):
     """One chunk file. It is opened anew for each read, because a large store has more chunks than a process has files.
 
-    Before its first use the file's size is checked, and its digest too where `digest` is given. Blocks are read by
+    Before its first use the file's size is checked, and with `check` its digest. Blocks are read by
     `pread`, whose errors can be named; a page that fails under a memory map kills the process.
 
     Raises, from any method:
         StoreError: a read error, a truncated file or another digest; names the chunk.
     """
 
-    def __init__(self, path: Path, n_rows: int, spec: Spec, array: ArrayName, digest: str | None) -> None:
+    def __init__(self, path: Path, n_rows: int, spec: Spec, array: ArrayName, *, digest: str, check: bool) -> None:
         self.path = path
         self.n_rows = n_rows
         self._n_bytes = spec.chunk_bytes(array)
@@ -66,6 +69,7 @@ class FileChunk:
         self._dtype = spec.element(array)
         self._row_bytes = self._width * self._dtype.itemsize
         self._digest = digest
+        self._check_digest = check
         self._checked = False
         self._mapped: Tensor | None = None
 
@@ -74,7 +78,9 @@ class FileChunk:
             self._check()
             n = self.n_rows * self._width
             # Unlike numpy's, torch's memory map does not keep the file open.
-            self._mapped = torch.from_file(str(self.path), shared=False, size=n, dtype=self._dtype).view(-1, self._width)
+            self._mapped = torch.from_file(str(self.path), shared=False, size=n, dtype=self._dtype).view(
+                -1, self._width
+            )
         return self._mapped
 
     def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
@@ -110,13 +116,13 @@ class FileChunk:
     def _check(self) -> None:
         if self._checked:
             return
-        if self._digest is not None:
-            self.check_digest(self._digest)
+        if self._check_digest:
+            self.check_digest()
         else:
             self._check_size()
         self._checked = True
 
-    def check_digest(self, digest: str) -> None:
+    def check_digest(self) -> None:
         """Read the whole file and compare its sha256."""
         self._check_size()
         hasher, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
@@ -126,10 +132,10 @@ class FileChunk:
                     hasher.update(block[:n])
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
-        if hasher.hexdigest() != digest:
+        if hasher.hexdigest() != self._digest:
             raise StoreError(
-                f"{self.path}: sha256 {hasher.hexdigest()} is not the manifest's {digest}; the chunk changed after it "
-                "was written"
+                f"{self.path}: sha256 {hasher.hexdigest()} is not the manifest's {self._digest}; the chunk changed "
+                "after it was written"
             )
 
     def _check_size(self) -> None:
@@ -163,7 +169,8 @@ class ChunkedRows:
                 min(spec.chunk_rows, part.n_rows - index * spec.chunk_rows),
                 spec,
                 array,
-                digest if check_digests else None,
+                digest=digest,
+                check=check_digests,
             )
             for part in parts
             for index, digest in enumerate(part.digests[array])
@@ -177,29 +184,30 @@ class ChunkedRows:
         """Memory for n rows."""
         return torch.empty(n, self.width, dtype=self.dtype, pin_memory=pin)
 
-    def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[Tensor, "n width"]:
-        """Rows by number, in the order asked for.
+    def gather(self, indices: Int[np.ndarray, " n"], out: Shaped[Tensor, "n width"]) -> None:
+        """Copy rows by number into `out`, in the order asked for.
 
         Raises:
             IndexError: a number outside [0, n).
             StoreError: see `FileChunk`.
         """
-        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+        if not len(indices):
+            return
+        if not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"rows: {indices.min()} to {indices.max()} must lie in 0 to {len(self) - 1}")
         chunk = np.searchsorted(self.starts, indices, side="right") - 1
         # Chunk by chunk, then back into the order asked for.
         order = np.argsort(chunk, kind="stable")
-        ordered = chunk[order]
         local = torch.from_numpy((indices - self.starts[chunk])[order])
-        touched, firsts = np.unique(ordered, return_index=True)
-        out = self.empty(len(indices))
+        touched, firsts = np.unique(chunk[order], return_index=True)
+        in_order = np.array_equal(order, np.arange(len(order)))
+        picked = out if in_order else torch.empty_like(out)
         for c, first, last in zip(touched, firsts, [*firsts[1:], len(indices)], strict=True):
-            torch.index_select(self.chunks[c].mapped(), 0, local[first:last], out=out[first:last])
-        if np.array_equal(order, np.arange(len(order))):
-            return out
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return out.index_select(0, torch.from_numpy(back))
+            torch.index_select(self.chunks[c].mapped(), 0, local[first:last], out=picked[first:last])
+        if not in_order:
+            back = np.empty_like(order)
+            back[order] = np.arange(len(order))
+            torch.index_select(picked, 0, torch.from_numpy(back), out=out)
 
     def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
         """Copy the rows from `start` on into `out`, across chunks."""

@@ -52,7 +52,7 @@ class Spec:
     d: int
     dtype: DType = "float32"
     chunk_rows: int = 16384
-    source_columns: tuple[str, ...] = ("row",)
+    source_columns: Sequence[str] = ("row",)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

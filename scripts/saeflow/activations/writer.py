@@ -2,9 +2,7 @@
 
 import errno
 import hashlib
-import json
 import logging
-import os
 import queue
 import shutil
 import threading
@@ -17,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saeflow.activations.chunks import as_bytes
+from saeflow.activations.journal import Digests, add_to_journal, read_journal, write_journal
 from saeflow.activations.layout import (
     ARRAYS,
     JOURNAL,
@@ -37,7 +37,7 @@ from saeflow.reproduce import sha256_file
 log = logging.getLogger(__name__)
 
 IfExists = Literal["error", "resume", "replace"]
-Chunk = dict[ArrayName, Tensor]
+ChunkRows = dict[ArrayName, Tensor]
 
 WAITING_CHUNKS = 2  # full chunks between the model and the disk, at most
 
@@ -75,13 +75,13 @@ class PartWriter:
         """
         self.directory = Path(directory)
         self.spec = Spec(d, dtype, chunk_rows, source_columns, metadata or {})
-        self._digests: dict[ArrayName, list[str]] = {array: [] for array in ARRAYS}
-        self._free: list[Chunk] = []
-        self._filling: Chunk | None = None
+        self._digests: Digests = {array: [] for array in ARRAYS}
+        self._free: list[ChunkRows] = []
+        self._filling: ChunkRows | None = None
         self._filled = 0
         self._closed = False
         self._failure: StoreError | None = None
-        self._full: queue.Queue[tuple[Chunk, int] | None] = queue.Queue(WAITING_CHUNKS)
+        self._full: queue.Queue[tuple[ChunkRows, int] | None] = queue.Queue(WAITING_CHUNKS)
         self._thread: threading.Thread | None = None
         self._n_rows = 0
         self._prepare(if_exists)
@@ -94,7 +94,7 @@ class PartWriter:
     def append(
         self,
         rows: Float[Tensor, "n d"] | Float[np.ndarray, "n d"],
-        source: Int[Tensor, "n *columns"] | Int[np.ndarray, "n *columns"] | None = None,
+        source: Int[Tensor, "..."] | Int[np.ndarray, "..."] | None = None,
     ) -> None:
         """Take rows, in order.
 
@@ -172,7 +172,7 @@ class PartWriter:
         low, high = torch.stack(x.aminmax()).tolist()
         if -limit <= low and high <= limit:
             return
-        good = (x.abs() <= limit).all(dim=1)
+        good = (x.double().abs() <= limit).all(dim=1)
         row = int((~good).nonzero()[0])
         raise ValueError(
             f"rows: row {self._n_rows + row} of {self.directory} holds a value that is not finite or is larger than "
@@ -193,7 +193,7 @@ class PartWriter:
             raise ValueError(f"source: shape {list(where.shape)} must be [{n}, {len(columns)}]: {', '.join(columns)}")
         return where
 
-    def _buffers(self, *, pin: bool) -> Chunk:
+    def _buffers(self, *, pin: bool) -> ChunkRows:
         if self._free:
             return self._free.pop()
         return {
@@ -231,11 +231,11 @@ class PartWriter:
                     self._failure.__cause__ = error
             self._free.append(chunk)
 
-    def _write_chunk(self, chunk: Chunk, n_rows: int) -> None:
+    def _write_chunk(self, chunk: ChunkRows, n_rows: int) -> None:
         index = len(self._digests["source"])
         digests = {}
         for array in ARRAYS:
-            content = memoryview(chunk[array].view(torch.uint8).numpy()).cast("B")
+            content = as_bytes(chunk[array])
             path = chunk_path(self.directory, array, index)
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -244,8 +244,7 @@ class PartWriter:
                 path.unlink(missing_ok=True)
                 raise
             digests[array] = hashlib.sha256(content).hexdigest()
-        with open(self.directory / JOURNAL, "a") as journal:
-            journal.write(json.dumps({"rows": n_rows, **digests}) + "\n")
+        add_to_journal(self.directory, n_rows, digests)
         for array in ARRAYS:
             self._digests[array].append(digests[array])
 
@@ -258,7 +257,7 @@ class PartWriter:
             free = shutil.disk_usage(self.directory).free
             reason += f" (a chunk takes {needed / 1e6:.3g} MB, {free / 1e6:.3g} MB are free)"
         kept = len(self._digests["source"])
-        return StoreError(f"{what}: {reason}; the {kept} whole chunks before it stay: make room, then if_exists='resume'")
+        return StoreError(f"{what}: {reason}; {kept} whole chunks are kept, and if_exists='resume' goes on after them")
 
     def _prepare(self, if_exists: IfExists) -> None:
         """Make the directory fit for the first row, with a journal whose first line is the spec."""
@@ -278,11 +277,11 @@ class PartWriter:
         if occupied and if_exists == "resume":
             self._resume()
         if not self._n_rows:
-            self._write_journal()
+            write_journal(self.directory, self.spec, self._digests)
 
     def _resume(self) -> None:
         """Go on after the last whole chunk; of a finished part also its last, partial chunk is kept."""
-        spec, digests, n_rows = self._read_finished() or self._read_journal()
+        spec, digests, n_rows = self._read_finished() or read_journal(self.directory)
         if difference := spec.difference(self.spec):
             raise StoreError(f"{self.directory}: {difference}; what was begun with it cannot be continued")
         for index in range(len(digests["source"])):
@@ -299,7 +298,7 @@ class PartWriter:
                 rows.copy_(torch.from_numpy(content).view(rows.dtype).view_as(rows))
         self._n_rows = n_rows
         self._digests = {array: digests[array][:n_whole] for array in ARRAYS}
-        self._write_journal()
+        write_journal(self.directory, self.spec, self._digests)
         self._invalidate()
         for array in ARRAYS:
             for beyond in (self.directory / array).glob("c/*"):
@@ -309,49 +308,31 @@ class PartWriter:
 
     def _invalidate(self) -> None:
         """Take away whatever says "finished", before the first byte changes."""
-        for record in (self.directory / RECORD, *(self.directory / array / RECORD for array in ARRAYS)):
-            record.unlink(missing_ok=True)
+        for directory in (self.directory, *(self.directory / array for array in ARRAYS)):
+            for record in (directory / RECORD, *directory.glob("*.partial")):
+                record.unlink(missing_ok=True)
 
-    def _read_finished(self) -> tuple[Spec, dict[ArrayName, list[str]], int] | None:
+    def _read_finished(self) -> tuple[Spec, Digests, int] | None:
         if not (self.directory / RECORD).is_file():
             return None
         part = Part.read(self.directory)
         return part.spec, {array: list(part.digests[array]) for array in ARRAYS}, part.n_rows
-
-    def _read_journal(self) -> tuple[Spec, dict[ArrayName, list[str]], int]:
-        head, *lines = (self.directory / JOURNAL).read_text().split("\n")
-        spec = Spec.from_record(json.loads(head))
-        digests: dict[ArrayName, list[str]] = {array: [] for array in ARRAYS}
-        n_rows = 0
-        # What follows the last line break was being written when the writer was killed.
-        for line in map(json.loads, lines[:-1]):
-            n_rows += line["rows"]
-            for array in ARRAYS:
-                digests[array].append(line[array])
-        return spec, digests, n_rows
-
-    def _write_journal(self) -> None:
-        partial = self.directory / f"{JOURNAL}.partial"
-        chunks = [
-            {"rows": self.spec.chunk_rows, **dict(zip(ARRAYS, pair, strict=True))}
-            for pair in zip(*self._digests.values(), strict=True)
-        ]
-        partial.write_text("".join(json.dumps(line) + "\n" for line in (self.spec.record(), *chunks)))
-        os.replace(partial, self.directory / JOURNAL)
 
     def _finish(self, part: Part) -> None:
         import zarr  # half a second, which readers need not pay
 
         for array in ARRAYS:
             width = self.spec.width(array)
+            element = str(self.spec.element(array)).removeprefix("torch.")
+            of_activations = array == "activations"
             zarr.create_array(
                 store=str(self.directory / array),
                 shape=(part.n_rows, width),
                 chunks=(self.spec.chunk_rows, width),
-                dtype="uint16" if self.spec.element(array) is torch.bfloat16 else str(self.spec.element(array))[6:],
+                dtype="uint16" if element == "bfloat16" else element,
                 compressors=None,
                 zarr_format=3,
-                attributes={"dtype": self.spec.dtype} if array == "activations" else {"columns": list(self.spec.source_columns)},
+                attributes={"dtype": element} if of_activations else {"columns": list(self.spec.source_columns)},
             )
         attributes = {"saeflow": {**self.spec.record(), **part.record()}}
         write_json_whole(self.directory / RECORD, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
@@ -364,10 +345,12 @@ class StoreWriter(PartWriter):
     def __init__(self, path: Path | str, *, if_exists: IfExists = "error", **spec: Any) -> None:
         """As `PartWriter`, with `path` the store."""
         self.path = Path(path)
-        held = [p for p in (self.path / MANIFEST, *sorted(self.path.glob("part-*"))) if p.exists()]
-        self._others = [p for p in held if p.name not in (MANIFEST, "part-0")]
-        if held and if_exists == "error":
-            raise StoreError(f"{held[0]}: exists; pass if_exists='resume' to continue it or 'replace' to start over")
+        parts = sorted({p.parent for name in (RECORD, JOURNAL) for p in self.path.glob(f"part-*/{name}")})
+        self._others = [part for part in parts if part.name != "part-0"]
+        if if_exists == "error" and (parts or (self.path / MANIFEST).exists()):
+            raise StoreError(
+                f"{self.path}: holds a store; pass if_exists='resume' to continue it, 'replace' to start over"
+            )
         if self._others and if_exists == "resume":
             raise StoreError(f"{self._others[0]}: the store was written by several jobs; continue each with PartWriter")
         super().__init__(self.path / "part-0", if_exists=if_exists, **spec)

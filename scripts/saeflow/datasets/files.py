@@ -131,8 +131,7 @@ def find(name: str, data_dir: Path | str) -> list[Path]:
         DatasetError: the folder is missing or cannot be read, or does not hold all parts.
     """
     spec, root = image_set(name), Path(data_dir)
-    if not root.is_dir():
-        raise DatasetError(f"dataset.data_dir: {root} {'is not a folder' if root.exists() else 'does not exist'}")
+    _names_in(root, needed=True)
     folders = (root / spec.folder / "raw", root / spec.folder, root / "raw", root)
     for folder in folders:
         there = _names_in(folder)
@@ -145,37 +144,37 @@ def find(name: str, data_dir: Path | str) -> list[Path]:
             missing = [f"{part}.gz" for part, found in zip(spec.parts, parts, strict=True) if not found]
             raise DatasetError(f"dataset.data_dir: {folder} lacks {', '.join(missing)} (unpacked will do)")
     looked = ", ".join(map(str, folders))
-    raise DatasetError(f"dataset.data_dir: found none of {', '.join(spec.downloads)} in {looked}")
+    raise DatasetError(f"dataset.data_dir: none of {', '.join(spec.downloads)} is in {looked}")
 
 
-def _names_in(folder: Path) -> set[str]:
+def _names_in(folder: Path, *, needed: bool = False) -> set[str]:
+    """What a folder holds; nothing if it is not there and not needed."""
     try:
         return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
     except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not needed:
+            return set()
         raise DatasetError(f"dataset.data_dir: {folder} cannot be read: {error.strerror}") from None
 
 
-def read_verified(path: Path, digest: str | None) -> bytes:
-    """Content of a file, which must have the digest where one is known.
+def verify(path: Path, digest: str) -> None:
+    """Compare a file with its digest, `<algorithm>:<hex digest>`.
 
     Raises:
         DatasetError: it cannot be read or has another digest.
     """
+    algorithm, _, expected = digest.partition(":")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            # Not for security: builds of Python that refuse MD5 allow it then.
+            found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+            n_bytes = file.tell()
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    if digest is not None:
-        algorithm, _, expected = digest.partition(":")
-        found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-        if found != expected:
-            raise DatasetError(
-                f"{path}: truncated, or another file: its {len(content)} bytes have {algorithm} {found}, "
-                f"expected {expected}"
-            )
-    return content
+    if found != expected:
+        raise DatasetError(
+            f"{path}: truncated, or another file: its {n_bytes} bytes have {algorithm} {found}, expected {expected}"
+        )
 
 
 def download(name: str, path: Path) -> None:
@@ -202,7 +201,7 @@ def fetch(urls: Sequence[str], path: Path, digest: str) -> None:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, unverified.open("wb") as file:
                 while block := answer.read(BLOCK):
                     file.write(block)
-            read_verified(unverified, digest)
+            verify(unverified, digest)
             unverified.replace(path)
         except (OSError, http.client.HTTPException, DatasetError) as error:
             # Snakemake's retries repeat the whole list; here the next mirror has its turn.

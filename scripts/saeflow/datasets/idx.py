@@ -4,7 +4,6 @@ Format: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digit
 """
 
 import gzip
-import io
 import math
 import struct
 import zipfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from saeflow.datasets.files import DatasetError, ImageSet, read_verified
+from saeflow.datasets.files import DatasetError, ImageSet, verify
 
 SIDE = 28
 
@@ -42,7 +41,7 @@ def parse(content: bytes, name: object, shape: tuple[int, ...]) -> UInt8[np.ndar
         raise DatasetError(f"{name}: sizes {tuple(sizes)}, expected {shape}: not the file that belongs here")
     n_bytes = n_header + math.prod(shape)
     if len(content) != n_bytes:
-        raise DatasetError(f"{name}: {len(content)} bytes unpacked, expected {n_bytes}: truncated, or more than one file")
+        raise DatasetError(f"{name}: {len(content)} bytes unpacked, expected {n_bytes}: truncated or overlong")
     return np.frombuffer(content, np.uint8, offset=n_header).reshape(shape)
 
 
@@ -50,36 +49,22 @@ def read(spec: ImageSet, files: Sequence[Path]) -> list[UInt8[np.ndarray, "..."]
     """Images and labels of the training split, images and labels of the test split, as they are on file.
 
     Arguments:
-        files: the four parts in the order of `spec.parts`, each packed or not; or the archive alone.
+        files: as `files.find` lists them: the four parts, each packed or not, or the archive alone.
     Raises:
         DatasetError: a file is not there, is truncated, or is not the one that it should be.
     """
+    for path in files:
+        if path.name in spec.digests:
+            verify(path, spec.digests[path.name])
+    if files[0].name == spec.archive:
+        files = [zipfile.Path(files[0], f"gzip/{part}.gz") for part in spec.parts]
     shapes = [shape for n in spec.sizes for shape in ((n, SIDE, SIDE), (n,))]
-    if [path.name for path in files] == [spec.archive]:
-        contents = _from_archive(spec, files[0])
-    elif len(files) == len(spec.parts):
-        contents = [(path, _unpack(read_verified(path, spec.digests.get(path.name)), path)) for path in files]
-    else:
-        raise DatasetError(f"{[str(path) for path in files]}: expected the files of {', '.join(spec.parts)}")
-    return [parse(content, name, shape) for (name, content), shape in zip(contents, shapes, strict=True)]
+    return [parse(_unpacked(path), path, shape) for path, shape in zip(files, shapes, strict=True)]
 
 
-def _from_archive(spec: ImageSet, path: Path) -> list[tuple[str, bytes]]:
-    """Name and unpacked content of each part."""
-    archive = zipfile.ZipFile(io.BytesIO(read_verified(path, spec.digests[path.name])))
-    inside = {Path(name).name: name for name in archive.namelist()}
-    lacking = [part for part in spec.parts if f"{part}.gz" not in inside]
-    if lacking:
-        raise DatasetError(f"{path}: lacks {', '.join(lacking)}")
-    return [
-        (f"{path}/{part}", _unpack(archive.read(inside[f"{part}.gz"]), Path(f"{path}/{part}.gz"))) for part in spec.parts
-    ]
-
-
-def _unpack(content: bytes, path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return content
+def _unpacked(path: Path | zipfile.Path) -> bytes:
     try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise DatasetError(f"{path}: truncated or no gzip file: {error}") from None
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.name.endswith(".gz") else content
+    except (OSError, KeyError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot be read, or is truncated: {error}") from None

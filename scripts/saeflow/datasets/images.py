@@ -1,7 +1,6 @@
 """Image sets as arrays: scikit-learn's digits, and the sets with MNIST's layout."""
 
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -69,42 +68,37 @@ class ImageDataset:
         return cls(name, n_classes, ImageSplit(images, labels), ImageSplit(test_images, test_labels))
 
 
-def build(data: config.Data, *, seed: int = 0, raw: Sequence[Path] | None = None) -> ImageDataset:
+def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None) -> ImageDataset:
     """Dataset that a study's section asks for.
 
     Arguments:
         seed: root of the draw that splits the digits.
-        raw: files of a set with MNIST's layout, as `files.find` lists them; without it they are looked for in
-            `data.data_dir`.
+        folder: where the files of a set with MNIST's layout lie, `data.data_dir` if not given (see `files.find`).
     Raises:
         DatasetError: files are missing, damaged or not those that they should be; or a split would lack a class.
     """
     if data.name == "digits":
         return _digits(data.test_share, child_seed(seed, "dataset", "digits"))
-    spec = files.image_set(data.name)
-    if not raw:
-        if data.data_dir is None:
-            raise DatasetError(f"dataset.data_dir: {data.name} needs {', '.join(spec.downloads)}; none given")
-        raw = files.find(data.name, data.data_dir)
+    spec, folder = files.image_set(data.name), folder or data.data_dir
+    if folder is None:
+        raise DatasetError(f"dataset.data_dir: none given; {data.name} needs {', '.join(spec.downloads)}")
     n_classes = config.N_CLASSES[data.name]
-    train_images, train_labels, test_images, test_labels = idx.read(spec, raw)
-    train, test = (
-        _split(images, labels, spec, n_classes)
-        for images, labels in ((train_images, train_labels), (test_images, test_labels))
+    train_images, train_labels, test_images, test_labels = idx.read(spec, files.find(data.name, folder))
+    return ImageDataset(
+        data.name,
+        n_classes,
+        train=_split(train_images, train_labels, spec, n_classes),
+        test=_split(test_images, test_labels, spec, n_classes),
     )
-    return ImageDataset(data.name, n_classes, train, test)
 
 
 def _split(images: np.ndarray, labels: np.ndarray, spec: files.ImageSet, n_classes: int) -> ImageSplit:
     """Upright images and labels from 0 on."""
-    labels = labels.astype(np.int64) - spec.first_label
-    if labels.min() < 0 or labels.max() >= n_classes:
-        first, last = spec.first_label, spec.first_label + n_classes - 1
-        raise DatasetError(
-            f"{spec.folder}: labels of {labels.min() + first} to {labels.max() + first} on file, expected {first} to {last}"
-        )
+    first, last, found = spec.first_label, spec.first_label + n_classes - 1, (labels.min(), labels.max())
+    if found[0] < first or found[1] > last:
+        raise DatasetError(f"{spec.folder}: labels {found[0]} to {found[1]} on file, expected {first} to {last}")
     upright = images.transpose(0, 2, 1) if spec.transposed else images
-    return ImageSplit(np.ascontiguousarray(upright[:, None]), labels)
+    return ImageSplit(np.ascontiguousarray(upright[:, None]), labels.astype(np.int64) - first)
 
 
 def _digits(test_share: float, seed: int) -> ImageDataset:

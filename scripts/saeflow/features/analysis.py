@@ -97,7 +97,8 @@ def analyze(
         )
         for name, codes, split in (("train", fired, train), ("test", seen, test))
     )
-    slopes = patterns.gradients(hook, sae.W_enc, train.images, bank.sample.first(spec.pattern_examples))
+    mean = train.images.flatten(1).mean(0)
+    slopes = patterns.gradients(hook, sae.W_enc, train.images, bank.sample.first(spec.pattern_examples), mean)
     found = dict(zip(patterns.NAMES, (*slopes, patterns.haufe(fired, train.images)), strict=True))
     shown = test_bank.sample.first(max(1, spec.pattern_examples // 2))
     tests = patterns.probes(len(seen), shown, child_seed(seed, "deletion"))
@@ -105,7 +106,7 @@ def analyze(
     masks = torch.stack(
         [patterns.strongest(p.to(train.images.device), spec.keep_share) for p in (*found.values(), control)]
     )
-    keep_r2 = patterns.keep_r2(masks, hook, sae.W_enc, test.images, train.images.flatten(1).mean(0), tests)
+    keep_r2 = patterns.keep_r2(masks, hook, sae.W_enc, test.images, mean, tests)
     keep_r2 = torch.where(bank.dead, torch.nan, keep_r2)
     evidence = [
         hypotheses.evidence(codes, split.labels, level, context.n_labels)

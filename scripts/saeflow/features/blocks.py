@@ -1,22 +1,13 @@
 """Codes of a store as a stream, and dense blocks of latents: what keeps the analysis small in memory."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saeflow.activations import ActivationStore
 from saeflow.sae.architectures import SparseAutoencoder
 from saeflow.sae.codes import Codes
-
-
-class Rows(Protocol):
-    """The part of an activation store that the feature analysis reads."""
-
-    shape: tuple[int, int]
-
-    def rows(self, indices: Sequence[int]) -> Float[Tensor, "rows d_in"]: ...
 
 
 def blocks(total: int, size: int) -> Iterator[range]:
@@ -25,10 +16,10 @@ def blocks(total: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, total))
 
 
-def encoded(sae: SparseAutoencoder, store: Rows, batch_rows: int = 8192) -> Iterator[Codes]:
+def encoded(sae: SparseAutoencoder, store: ActivationStore, batch_rows: int = 8192) -> Iterator[Codes]:
     """Codes of a store's rows in their order, a batch at a time: memory does not grow with the store."""
-    for rows in blocks(store.shape[0], batch_rows):
-        yield sae.encode_sparse(torch.as_tensor(store.rows(rows)).to(sae.dtype), batch_rows)
+    for rows in blocks(len(store), batch_rows):
+        yield sae.encode_sparse(store.rows(slice(rows.start, rows.stop), sae.device).to(sae.dtype), batch_rows)
 
 
 def dense(codes: Codes, latents: range) -> Float[Tensor, "rows latents"]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeflow.features.bank import Examples
@@ -53,9 +53,10 @@ def gradients(
     encoder: Float[Tensor, "d_in d_sae"],
     images: Float[Tensor, "n_rows 1 h w"],
     examples: Examples,
+    baseline: Float[Tensor, " pixels"],
     batch_images: int = 4096,
 ) -> tuple[Float[Tensor, "d_sae pixels"], Float[Tensor, "d_sae pixels"]]:
-    """Gradient of a latent's pre-activation with respect to the pixels, and gradient times input.
+    """Gradient of a latent's pre-activation with respect to the pixels, and gradient x (input - baseline).
 
     Both are means over the latent's examples, zero where it has none. The derivative of the pre-activation with respect
     to the hook point is the latent's encoder column, so one backward pass of a batch of (latent, example) pairs
@@ -66,6 +67,8 @@ def gradients(
         encoder: W_enc of the SAE.
         images: what the rows of `examples` count.
         examples: firing rows of each latent.
+        baseline: the image that counts as no input: the mean image, with which the deletion test fills too. On a
+            black one the product could not show a latent that fires because a pixel is dark.
     """
     d_sae, k = examples.rows.shape
     gradient = torch.zeros(d_sae, images[0].numel(), dtype=images.dtype, device=images.device)
@@ -82,7 +85,7 @@ def gradients(
         weight = torch.zeros(len(latents), len(which), dtype=x.dtype, device=x.device)
         weight[which, torch.arange(len(which), device=x.device)] = share[present]
         gradient[span] = weight @ slope.flatten(1)
-        product[span] = weight @ (slope * x.detach()).flatten(1)
+        product[span] = weight @ (slope.flatten(1) * (x.detach().flatten(1) - baseline))
     return gradient, product
 
 
@@ -126,7 +129,7 @@ def keep_r2(
         fill: value of the replaced pixels, the mean training image.
         tests: images per latent.
     Returns:
-        r^2 in [0, 1]; 0 if the pre-activation after deletion does not vary. Cost: (kinds + 1) * d_sae * k forward passes.
+        r^2 in [0, 1]; 0 if the pre-activation after deletion does not vary. Cost: (kinds + 1) * d_sae * k passes.
     """
     kinds, d_sae, _ = masks.shape
     k = tests.rows.shape[1]

@@ -17,8 +17,8 @@ from saeflow.features.analysis import Analysis
 from saeflow.reproduce import write_json
 
 _PATTERN_COLUMNS = {
-    "keep_r2": "r^2 between the pre-activations on unseen images before and after all but the pattern's strongest pixels "
-    "are replaced by the mean image",
+    "keep_r2": "r^2 between the pre-activations on unseen images before and after all but the pattern's strongest "
+    "pixels are replaced by the mean image",
     "smoothness": "Moran's I of the pattern over neighbouring pixels",
     "top_cosine": "cosine of the pattern with the mean of the top examples less the mean image",
     "off_energy": "share of the pattern's squared values on pixels that no training image lights",

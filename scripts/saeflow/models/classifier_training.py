@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.datasets.images import ImageDataset, ImageSplit
@@ -89,10 +88,8 @@ def train(
     n_parameters = sum(parameter.numel() for parameter in fresh.parameters())
     if stacked is None:
         stacked = torch.device(device).type != "cpu" or n_parameters < STACK_BELOW
-    log.info(
-        "%s: %d members of %d parameters, %s",
-        *(architecture, len(members), n_parameters, "stacked" if stacked else "one after another"),
-    )
+    how = "stacked" if stacked else "one after another"
+    log.info("%s: %d members of %d parameters, %s", architecture, len(members), n_parameters, how)
     images = torch.from_numpy(dataset.train.inputs()).to(device)
     labels = torch.from_numpy(dataset.train.labels).to(device)
     groups = [list(members)] if stacked else [[member] for member in members]
@@ -114,13 +111,12 @@ def _fit(
     names = [(seed, "classifier", architecture, *member.classes, "seed", member.seed) for member in members]
     classifier = StackedClassifier(architecture, dataset.shape, dataset.n_classes, len(members))
     classifier.initialize([child_seed(*name, "weights") for name in names]).to(images.device)
-    order = torch.stack(
-        [
-            _order(np.isin(dataset.train.labels, member.classes), n_steps * settings.batch_size, child_seed(*name, "order"))
-            for member, name in zip(members, names, strict=True)
-        ]
-    )
-    batches = order.unflatten(1, (n_steps, settings.batch_size)).to(images.device)
+    own = [np.isin(dataset.train.labels, member.classes) for member in members]
+    order = [
+        _order(mask, n_steps * settings.batch_size, child_seed(*name, "order"))
+        for mask, name in zip(own, names, strict=True)
+    ]
+    batches = torch.stack(order).unflatten(1, (n_steps, settings.batch_size)).to(images.device)
     whole = [p for p in classifier.parameters() if p[0].numel() % _LANES == 0]
     # Updated member by member, so that no member's place in the stack decides how its numbers are rounded.
     apart = [(p, p.detach().unbind()) for p in classifier.parameters() if p[0].numel() % _LANES]
@@ -130,9 +126,10 @@ def _fit(
     for step in range(n_steps):
         batch = batches[:, step]
         logits = classifier(images[batch])
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(), reduction="sum") / settings.batch_size
+        # Summed over members, so that no member's gradient knows how many there are.
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(), reduction="sum")
         classifier.zero_grad()
-        loss.backward()
+        (loss / settings.batch_size).backward()
         for parameter, rows in apart:
             for row, gradient in zip(rows, parameter.grad, strict=True):
                 row.grad = gradient
@@ -140,7 +137,7 @@ def _fit(
             group["lr"] = settings.learning_rate / 2 * (1 + math.cos(math.pi * step / n_steps))
         optimizer.step()
         if step % max(1, n_steps // 10) == 0:
-            log.info("step %d of %d, mean loss %.4g", step, n_steps, loss.item() / len(members))
+            log.info("step %d of %d, mean loss %.4g", step, n_steps, loss.item() / batch.numel())
     for i, member in enumerate(members):
         if not all(parameter[i].isfinite().all() for parameter in classifier.parameters()):
             raise ClassifierError(

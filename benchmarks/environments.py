@@ -1,0 +1,120 @@
+"""Environments of other packages, each made by uv from a hashed lock file.
+
+    python benchmarks/environments.py create NAME   make it unless it is up to date; prints its interpreter
+    python benchmarks/environments.py lock NAME     pin what NAME.in allows today
+
+torch and its CUDA libraries are not in these locks: they come from envs/torch-cpu.lock, or where no CPU build is
+offered from envs/torch-cuda.lock. torchvision is in none of them: the index serves only a CUDA build, which breaks the
+import of transformers beside a CPU build of torch, and what is compared here needs no images.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = {
+    path.stem: path.with_suffix(".lock")
+    for folder in (ROOT / "tests" / "envs", ROOT / "benchmarks" / "peers")
+    for path in sorted(folder.glob("*.in"))
+}
+TORCH_LOCKS = tuple(ROOT / "envs" / f"torch-{build}.lock" for build in ("cpu", "cuda"))
+PIP_SETTINGS = (("FIND_LINKS", "FIND_LINKS"), ("DEFAULT_INDEX", "INDEX_URL"))
+TORCH = re.compile(r"(torch|triton|nvidia-|cuda-)")
+
+
+class NotInstallableError(RuntimeError):
+    """An environment that cannot be made here; carries the installer's last words."""
+
+
+def create(name: str) -> Path:
+    """Interpreter of the environment of a package, which is made or brought up to date if need be.
+
+    Safe to call from several processes at once.
+
+    Raises:
+        NotInstallableError: no network, no wheel for this Python, or a digest that does not match.
+    """
+    lock = _lock_of(name)
+    folder = lock.parents[1] / ".envs" / name
+    python, stamp = folder / "bin" / "python", folder / ".digest"
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".busy"), "w") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
+        if not (stamp.is_file() and stamp.read_text() == digest):
+            _uv("venv", "--quiet", "--clear", "--python", sys.executable, folder)
+            _install(python, lock)
+            stamp.write_text(digest)
+    return python
+
+
+def _install(python: Path, lock: Path) -> None:
+    """Install a lock, which is complete, with the first build of torch that this machine offers."""
+    for last, torch in zip((False, True), TORCH_LOCKS, strict=True):
+        try:
+            _uv(
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                "--python",
+                python,
+                "-r",
+                torch,
+                "-r",
+                lock,
+            )
+        except NotInstallableError:
+            if last:
+                raise
+        else:
+            return
+
+
+def lock(name: str) -> None:
+    """Write the newest versions that NAME.in allows, with their digests and without torch."""
+    target = _lock_of(name)
+    flags = "--universal --fork-strategy fewest --python-version 3.11 --generate-hashes"
+    flags += " --no-header --no-annotate --no-emit-index-url --quiet"
+    pins = _uv("pip", "compile", *flags.split(), target.with_suffix(".in"))
+    blocks = re.findall(r"^[a-zA-Z0-9].*?(?=^\S|\Z)", pins, re.DOTALL | re.MULTILINE)
+    target.write_text("".join(block for block in blocks if not TORCH.match(block)))
+
+
+def _lock_of(name: str) -> Path:
+    if name not in LOCKS:
+        raise NotInstallableError(f"no environment is called '{name}'; known: {', '.join(LOCKS)}")
+    return LOCKS[name]
+
+
+def _uv(*arguments: object) -> str:
+    """Standard output of uv, given pip's settings, which it does not read by itself."""
+    environment = {
+        "UV_" + key: os.environ["PIP_" + theirs] for key, theirs in PIP_SETTINGS if "PIP_" + theirs in os.environ
+    }
+    environment |= os.environ
+    command = [sys.executable, "-m", "uv", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise NotInstallableError(f"uv {arguments[0]} failed:\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("create", "lock"))
+    parser.add_argument("name", choices=LOCKS)
+    arguments = parser.parse_args()
+    try:
+        result = {"create": create, "lock": lock}[arguments.what](arguments.name)
+    except NotInstallableError as error:
+        sys.exit(str(error))
+    if result:
+        print(result)

@@ -1,0 +1,72 @@
+"""Capture activations: one pass of each split through all seeds of an architecture and role, every hook point at once.
+
+Each store holds one seed, hook point and split; row i is image i of that split, all classes included.
+"""
+
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from saeflow import config
+from saeflow.activations import ActivationStore
+from saeflow.datasets.images import ImageDataset
+from saeflow.models import classifiers
+from saeflow.rule import run
+
+SPLITS = ("train", "test")
+
+
+def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> None:
+    """
+    Arguments:
+        dataset: .npz of `build_dataset`.
+        weights: .safetensors of `train_classifiers`.
+        manifests: manifest.json of each store to write, in the order seeds x hook points x splits.
+        cfg: `activations` (section), `seeds`, `device`.
+    Raises:
+        ClassifierError: a seed that the weights do not hold, or a hook point that the architecture does not have.
+    """
+    data, settings = ImageDataset.load(dataset), config.Activations.model_validate(cfg["activations"])
+    description = classifiers.describe(weights)
+    trained = [member["seed"] for member in description["members"]]
+    absent = sorted(set(cfg["seeds"]) - set(trained))
+    if absent:
+        raise classifiers.ClassifierError(f"{weights}: holds seeds {trained}, asked for {absent}")
+    classifier = classifiers.load(weights, cfg["device"]).select([trained.index(seed) for seed in cfg["seeds"]])
+    folders = [manifest.parent for manifest in manifests]
+    keys = list(product(range(len(cfg["seeds"])), settings.hook_points, SPLITS))
+    stores = dict(zip(keys, folders, strict=True))
+    for split in SPLITS:
+        images = torch.from_numpy(getattr(data, split).inputs())
+        with ExitStack() as stack, torch.inference_mode():
+            writers = {
+                (i, hook): stack.enter_context(
+                    ActivationStore.create(
+                        stores[i, hook, split],
+                        d=classifier.width(hook),
+                        dtype=settings.dtype,
+                        chunk_rows=settings.chunk_rows,
+                        source_columns=("image",),
+                        metadata={
+                            "dataset": data.name,
+                            "split": split,
+                            "architecture": classifier.architecture,
+                            "role": description["role"],
+                            "seed": seed,
+                            "hook_point": classifier.resolve(hook),
+                        },
+                    )
+                )
+                for i, seed in enumerate(cfg["seeds"])
+                for hook in settings.hook_points
+            }
+            for rows in torch.arange(len(images)).split(settings.batch_size):
+                values = classifier.run(images[rows].to(classifier.device), settings.hook_points)[1]
+                for (i, hook), writer in writers.items():
+                    writer.append(values[hook][i], rows)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

@@ -1,0 +1,162 @@
+"""Latents that stopped firing: who they are, and how they are brought back."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saeflow.sae.kernels import top_k
+
+# An encoder row starts at this share of the mean length of those that live (Bricken et al. 2023).
+_ENCODER_SHARE = 0.2
+
+
+class FiringCounter:
+    """Activation vectors since each latent last fired.
+
+    Arguments:
+        m, d_sae: members and latents.
+        dead_after: vectors without firing after which a latent counts as dead.
+    """
+
+    def __init__(self, m: int, d_sae: int, dead_after: int, device: torch.device | str) -> None:
+        self.since = torch.zeros(m, d_sae, dtype=torch.int64, device=device)
+        self.dead_after = dead_after
+
+    def update(self, fired: Bool[Tensor, "m d_sae"], batch_size: int) -> None:
+        """Count one batch."""
+        self.since.add_(batch_size).masked_fill_(fired, 0)
+
+    @property
+    def dead(self) -> Bool[Tensor, "m d_sae"]:
+        return self.since >= self.dead_after
+
+
+class DeadLatents:
+    """The dead latents of m members, and their preactivations on the current batch.
+
+    Arguments:
+        dead: which latents are dead.  Shape [m, d_sae].
+        k: most of them that the AuxK loss uses per activation vector; d_in / 2 in the paper.
+        coefficients: weight of the AuxK loss.  Shape [m].
+    """
+
+    def __init__(self, dead: Bool[Tensor, "m d_sae"], k: int, coefficients: Float[Tensor, " m"]) -> None:
+        counts = dead.sum(1)
+        self.n = int(counts.max())
+        self.d_sae = dead.shape[1]
+        # Members with fewer dead latents are filled up with living ones, which `valid` takes out again.
+        self.index: Int[Tensor, "m n"] = dead.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, : self.n]
+        self.valid: Bool[Tensor, "m n"] = torch.arange(self.n, device=dead.device) < counts[:, None]
+        self.index, order = self.index.sort(dim=1)
+        self.valid = self.valid.gather(1, order)
+        self.k = min(k, self.n)
+        self.coefficients = coefficients
+        self.preactivations: Float[Tensor, "m b n"] = coefficients.new_empty(0)
+
+    @property
+    def flat(self) -> Int[Tensor, " m_n"]:
+        """Flattened latents member * d_sae + f, ascending."""
+        members = torch.arange(self.index.shape[0], device=self.index.device)
+        return (self.index + members[:, None] * self.d_sae).view(-1)
+
+    def start(self, x: Float[Tensor, "m b d_in"]) -> None:
+        """Make room for a batch."""
+        if self.preactivations.shape[:2] != x.shape[:2]:
+            self.preactivations = x.new_empty(*x.shape[:2], self.n)
+
+    def read(self, p: Float[Tensor, "m c d_sae"], start: int) -> None:
+        """Keep the dead latents' share of some rows' preactivations."""
+        target = self.preactivations[:, start : start + p.shape[1]]
+        if p.shape[0] == 1:
+            torch.index_select(p[0], 1, self.index[0], out=target[0])
+        else:
+            torch.gather(p, 2, self.index[:, None].expand(-1, p.shape[1], -1), out=target)
+
+
+@dataclass
+class Extra:
+    """Gradients of dead latents.
+
+    Arguments:
+        latents: flattened, ascending.  Shape [k].
+        rows: gradients of rows of W_dec and W_enc_T.  Shape [k, d_in].
+        preactivations: gradients summed over the batch.  Shape [k].
+        loss: of each member, weighted.  Shape [m].
+    """
+
+    latents: Int[Tensor, " k"]
+    rows: dict[str, Float[Tensor, "k d_in"]]
+    preactivations: Float[Tensor, " k"]
+    loss: Float[Tensor, " m"]
+
+
+def auxk(
+    dead: DeadLatents,
+    error: Float[Tensor, "m b d_in"],
+    x: Float[Tensor, "m b d_in"],
+    centered: Float[Tensor, "m b d_in"],
+    W_dec: Float[Tensor, "m d_sae d_in"],
+) -> Extra:
+    """AuxK: dead latents learn what x_hat misses.
+
+    L_aux = coefficient * mean |x|^2 * (mean |e - z_aux W_dec|^2 / mean |e|^2);  e = x - x_hat held fixed, z_aux the k
+    largest preactivations of dead latents.  Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2;
+    both losses there are divided by the mean square of their targets, here both are in units of x.
+
+    Preactivations are taken as they are, not rectified: a latent that is below zero everywhere must get a gradient.
+    Only columns of dead latents are worked on.
+
+    Arguments:
+        error: x_hat - x.
+        centered: x - b_dec.
+    """
+    m, b, d = error.shape
+    p = dead.preactivations
+    flat = dead.flat
+    if dead.k < dead.n or not bool(dead.valid.all()):
+        candidates = p.masked_fill(~dead.valid[:, None], -torch.inf)
+        largest = top_k(candidates.view(m * b, -1), dead.k)[0]
+        # A member with fewer than k dead latents uses all of them.
+        bound = largest.amin(1).view(m, b, 1)
+        z = p * ((candidates >= bound) & dead.valid[:, None])
+    else:
+        z = p
+    W = W_dec.view(-1, d).index_select(0, flat).view(m, -1, d)
+    scale = dead.coefficients * x.square().sum((1, 2)) / error.square().sum((1, 2)).clamp(min=torch.finfo(x.dtype).tiny)
+    g = torch.baddbmm(error, z, W)
+    loss = scale * g.square().sum((1, 2)) / b
+    g *= (2 / b) * scale[:, None, None]
+    dz = torch.bmm(g, W.mT)
+    dW_dec = torch.bmm(z.mT, g)
+    if z is not p:
+        dz.mul_(z != 0)
+    rows = {"W_dec": dW_dec.view(-1, d), "W_enc_T": torch.bmm(dz.mT, centered).view(-1, d)}
+    return Extra(flat, rows, dz.sum(1).view(-1), loss)
+
+
+@torch.no_grad()
+def resample(
+    dead: Bool[Tensor, " d_sae"],
+    error: Float[Tensor, "b d_in"],
+    centered: Float[Tensor, "b d_in"],
+    W_enc_T: Float[Tensor, "d_sae d_in"],
+    generator: torch.Generator,
+) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d_in"], Float[Tensor, "k d_in"]]:
+    """Re-initialise dead latents as activation vectors that are poorly reconstructed.
+
+    A vector is drawn with probability proportional to its squared loss; the decoder row becomes its direction, the encoder
+    row the same at 0.2 of the living rows' mean length. Bricken et al. 2023, "Towards Monosemanticity", appendix.
+    The draw is from the current batch, so no more latents than it has rows are revived at a time.
+
+    Returns:
+        latents, their rows of W_dec and of W_enc_T.
+    """
+    latents = dead.nonzero().squeeze(1)[: centered.shape[0]]
+    weights = error.square().sum(1).square().double().cpu()
+    drawn = torch.multinomial(weights, latents.numel(), generator=generator).to(centered.device)
+    rows = torch.nn.functional.normalize(centered.index_select(0, drawn), dim=1)
+    living = W_enc_T[~dead]
+    length = living.norm(dim=1).mean() if living.numel() else W_enc_T.norm(dim=1).mean()
+    return latents, rows, rows * (_ENCODER_SHARE * length)

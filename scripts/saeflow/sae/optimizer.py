@@ -1,0 +1,108 @@
+"""Adam in blocks of latents, its schedules, and decoder rows of length 1."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow import config
+from saeflow.sae.gradients import Gradients, RowGradient
+
+# A block's gradient, moments and weights should fit the cache together: they are each touched several times.
+_BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 30}
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+
+
+def learning_rate(training: config.Training, step: int) -> float:
+    """Step size of step 0, 1, ...: a linear rise, a plateau, and a linear fall that would reach 0 after the last step."""
+    rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    falling = training.decay_share * training.steps
+    fall = min(1.0, (training.steps - step) / falling) if falling else 1.0
+    return training.learning_rate * rise * fall
+
+
+def penalty_warmup(training: config.Training, step: int) -> float:
+    """Factor on the sparsity penalty at step 0, 1, ...: rises linearly from 0 to 1."""
+    return min(1.0, step / training.sparsity_warmup_steps) if training.sparsity_warmup_steps else 1.0
+
+
+class Adam:
+    """theta -= lr * m_hat / (sqrt(v_hat) + 1e-8), with betas 0.9 and 0.999; rows of W_dec keep length 1.
+
+    Kingma & Ba 2015. Of W_dec's gradient, the part along each row is removed before the step and the row is brought back to
+    length 1 after it (Bricken et al. 2023). Matrices are updated block by block of rows, so that no gradient of a whole
+    matrix is needed.
+
+    Arguments:
+        parameters: matrices [m, d_sae, d_in] and vectors [m, n]; updated in place.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        self.parameters = parameters
+        self.first = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.second = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        device = next(iter(parameters.values())).device
+        self.step_count = torch.zeros((), dtype=torch.float32, device=device)
+
+    def step(self, gradients: Gradients, lr: float) -> None:
+        """Update all parameters."""
+        self.step_count += 1
+        names = list(gradients.vectors)
+        self._adam([gradients.vectors[name] for name in names], names, lr)
+        for name, gradient in gradients.matrices.items():
+            self._update_rows(name, gradient, lr)
+
+    def reset(self, name: str, member: int, latents: Tensor) -> None:
+        """Forget what is known about some latents of a member."""
+        self.first[name][member, latents] = 0
+        self.second[name][member, latents] = 0
+
+    def _adam(self, gradients: list[Tensor], names: list[str], lr: float, rows: slice | None = None) -> list[Tensor]:
+        stores = (self.parameters, self.first, self.second)
+        if rows is None:
+            p, m, v = ([store[name] for name in names] for store in stores)
+        else:
+            p, m, v = ([store[name].view(-1, store[name].shape[-1])[rows] for name in names] for store in stores)
+        torch._fused_adam_(
+            p,
+            gradients,
+            m,
+            v,
+            [],
+            [self.step_count] * len(p),
+            lr=lr,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            weight_decay=0.0,
+            eps=_EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+        return p
+
+    def _update_rows(self, name: str, gradient: RowGradient, lr: float) -> None:
+        W = self.parameters[name].view(-1, self.parameters[name].shape[-1])
+        block = max(1, _BLOCK_BYTES[W.device.type] // (W.shape[1] * W.element_size()))
+        for start in range(0, W.shape[0], block):
+            rows = slice(start, min(start + block, W.shape[0]))
+            g = gradient.block(rows.start, rows.stop)
+            if name == "W_dec":
+                remove_parallel(g, W[rows])
+            (updated,) = self._adam([g], [name], lr, rows)
+            if name == "W_dec":
+                updated.div_(torch.linalg.vector_norm(updated, dim=1, keepdim=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint needs, by name."""
+        moments = {"first": self.first, "second": self.second}
+        tensors = {f"{kind}.{name}": t for kind, store in moments.items() for name, t in store.items()}
+        return {**tensors, "step_count": self.step_count}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+
+
+def remove_parallel(g: Float[Tensor, "n d"], W: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Take from each row of g, in place, its part along the row of W, which has length 1."""
+    return g.addcmul_(W, torch.linalg.vecdot(g, W)[:, None], value=-1)
