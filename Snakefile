@@ -6,7 +6,7 @@ min_version("9.27")
 # A study given by --configfile stands alone: Snakemake would merge it into the default study, SAEs and all.
 if "study" not in config:
 
-    configfile: "config/config.yaml"
+    configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 include: "workflow/rules/common.smk"

@@ -1,8 +1,8 @@
 """Work out what every latent stands for, for all SAEs of one architecture, role and hook point.
 
-For each SAE: a Parquet table with a row per latent (`saeflow.features.report.COLUMNS` says what the columns mean), a JSON
-report with the same numbers, a summary and each latent's neighbours and top images, and the arrays that the pictures are
-drawn from.
+For each SAE: a Parquet table with a row per latent (`saeflow.features.report.COLUMNS` says what the columns mean), a
+JSON report with the same numbers, a summary and each latent's neighbours and top images, and the arrays that the
+pictures are drawn from.
 """
 
 import logging

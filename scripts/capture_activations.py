@@ -35,16 +35,15 @@ def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> N
     if absent:
         raise classifiers.ClassifierError(f"{weights}: holds seeds {trained}, asked for {absent}")
     classifier = classifiers.load(weights, cfg["device"]).select([trained.index(seed) for seed in cfg["seeds"]])
-    folders = [manifest.parent for manifest in manifests]
-    keys = list(product(range(len(cfg["seeds"])), settings.hook_points, SPLITS))
-    stores = dict(zip(keys, folders, strict=True))
+    stores = dict(zip(product(cfg["seeds"], settings.hook_points, SPLITS), manifests, strict=True))
     for split in SPLITS:
         images = torch.from_numpy(getattr(data, split).inputs())
-        with ExitStack() as stack, torch.inference_mode():
-            writers = {
-                (i, hook): stack.enter_context(
-                    ActivationStore.create(
-                        stores[i, hook, split],
+        with ExitStack() as stack:
+            writers = {}
+            for i, seed in enumerate(cfg["seeds"]):
+                for hook in settings.hook_points:
+                    writer = ActivationStore.create(
+                        stores[seed, hook, split].parent,
                         d=classifier.width(hook),
                         dtype=settings.dtype,
                         chunk_rows=settings.chunk_rows,
@@ -58,10 +57,7 @@ def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> N
                             "hook_point": classifier.resolve(hook),
                         },
                     )
-                )
-                for i, seed in enumerate(cfg["seeds"])
-                for hook in settings.hook_points
-            }
+                    writers[i, hook] = stack.enter_context(writer)
             for rows in torch.arange(len(images)).split(settings.batch_size):
                 values = classifier.run(images[rows].to(classifier.device), settings.hook_points)[1]
                 for (i, hook), writer in writers.items():

@@ -1,6 +1,5 @@
 """Inference classes: their equations, sparse and dense forms, normalization."""
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -119,8 +118,8 @@ def test_codes_slices_are_rows_and_csr_is_scipys(saes, draw):
         codes[::2]
 
 
-def test_a_misshapen_tensor_is_named(draw, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time checks
+@pytest.mark.usefixtures("unchecked")
+def test_a_misshapen_tensor_is_named(draw):
     with pytest.raises(ValueError, match=r"ReLU: b_enc has shape \[19\], expected \[d_sae\] = \[20\]"):
         ReLU(W_enc=draw(D_IN, D_SAE), W_dec=draw(D_SAE, D_IN), b_enc=draw(D_SAE - 1), b_dec=draw(D_IN))
 

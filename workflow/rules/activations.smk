@@ -3,8 +3,8 @@
 
 rule capture_activations:
     input:
-        dataset=rules.datasets.input,
-        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        dataset=IMAGES,
+        weights=WEIGHTS,
         lib=library("capture_activations"),
     output:
         manifests=each(f"{STORE}/manifest.json", seed=SEEDS, hook=HOOKS, split=SPLITS),

@@ -21,6 +21,8 @@ HOOKS = STUDY.activations.hook_points
 SPLITS = ("train", "test")
 VARIANTS = tuple(STUDY.saes.variants)
 SAE_SEEDS = STUDY.saes.seeds
+IMAGES = f"<results>/datasets/{DATASET}.npz"
+WEIGHTS = f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors"
 STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
 SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
 SAE_GROUP = "{architecture}-{role}/{hook}"
@@ -45,13 +47,14 @@ def library(script):
 
 
 def settings(*sections, **more):
-    """The one `cfg` param: seed, device, whole sections of the study, wildcards, and what else is named.
+    """The one `cfg` param: wildcards, root seed, device, whole sections of the study, and what else is named.
 
-    One dict of builtins, because Snakemake compares params as a set of values without their names.
+    One dict of builtins, because Snakemake compares params as a set of values without their names. A section hides a
+    wildcard of the same name (`dataset`, `seed`).
     """
     study = STUDY.model_dump(mode="json")
     fixed = {"seed": STUDY.seed, "device": STUDY.compute.device} | {name: study[name] for name in sections} | more
-    return lambda wildcards: fixed | {name: str(value) for name, value in wildcards.items()}
+    return lambda wildcards: {name: str(value) for name, value in wildcards.items()} | fixed
 
 
 def memory(base_mb):

@@ -45,4 +45,4 @@ rule build_dataset:
 
 rule datasets:
     input:
-        f"<results>/datasets/{DATASET}.npz",
+        IMAGES,

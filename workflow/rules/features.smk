@@ -3,8 +3,8 @@
 
 rule analyze_features:
     input:
-        dataset=rules.datasets.input,
-        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        dataset=IMAGES,
+        weights=WEIGHTS,
         train_stores=stores("train"),
         train_chunks=chunks("train"),
         test_stores=stores("test"),
@@ -35,7 +35,7 @@ rule analyze_features:
 
 rule draw_feature_cards:
     input:
-        dataset=rules.datasets.input,
+        dataset=IMAGES,
         arrays=f"{FEATURES}/features.npz",
         table=f"{FEATURES}/features.parquet",
         lib=library("draw_feature_cards"),

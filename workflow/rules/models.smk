@@ -3,7 +3,7 @@
 
 rule train_classifiers:
     input:
-        dataset=rules.datasets.input,
+        dataset=IMAGES,
         lib=library("train_classifiers"),
     output:
         weights=each("<results>/models/{dataset}/{architecture}/{role}.safetensors", role=ROLES),

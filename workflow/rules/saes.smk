@@ -3,8 +3,8 @@
 
 rule train_saes:
     input:
-        dataset=rules.datasets.input,
-        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        dataset=IMAGES,
+        weights=WEIGHTS,
         stores=stores("train"),
         chunks=chunks("train"),
         lib=library("train_saes"),
@@ -31,8 +31,8 @@ rule train_saes:
 
 rule evaluate_saes:
     input:
-        dataset=rules.datasets.input,
-        weights=f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors",
+        dataset=IMAGES,
+        weights=WEIGHTS,
         stores=stores("test"),
         chunks=chunks("test"),
         saes=rules.train_saes.output.saes,

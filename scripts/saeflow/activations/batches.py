@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saeflow.activations.chunks import Chunk, ChunkedRows
@@ -88,21 +88,24 @@ class ShuffledChunks(Order):
             self._fill(blocks)
             self._held = blocks
             if buffer + 1 < len(self._deal):
-                for block in self._deal[buffer + 1]:
-                    self._chunk(block).expect(int(self._buffers.start[block]), int(self._buffers.n_rows[block]))
+                for chunk, start, n in self._places(self._deal[buffer + 1]):
+                    chunk.expect(start, n)
         n_rows = int(self._starts[buffer + 1] - self._starts[buffer])
         self._order = torch.from_numpy(self._buffers.row_order(epoch, buffer, n_rows))
         self._showing = epoch, buffer
 
-    def _fill(self, blocks: np.ndarray) -> None:
+    def _fill(self, blocks: Int[np.ndarray, " blocks"]) -> None:
         filled = 0
-        for block in blocks:
-            n = int(self._buffers.n_rows[block])
-            self._chunk(block).read(int(self._buffers.start[block]), self._memory[filled : filled + n])
+        for chunk, start, n in self._places(blocks):
+            chunk.read(start, self._memory[filled : filled + n])
             filled += n
 
-    def _chunk(self, block: int) -> Chunk:
-        return self._rows.chunks[self._buffers.chunk[block]]
+    def _places(self, blocks: Int[np.ndarray, " blocks"]) -> Iterator[tuple[Chunk, int, int]]:
+        """Chunk, first row and number of rows of each block."""
+        buffers = self._buffers
+        columns = (array[blocks].tolist() for array in (buffers.chunk, buffers.start, buffers.n_rows))
+        for chunk, start, n in zip(*columns, strict=True):
+            yield self._rows.chunks[chunk], start, n
 
 
 class Batches(Iterator[Tensor]):

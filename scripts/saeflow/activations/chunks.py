@@ -3,7 +3,8 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -85,33 +86,28 @@ class FileChunk(Chunk):
 
     def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
         self._check()
-        target = as_bytes(out)
-        try:
-            file = os.open(self.path, os.O_RDONLY)
-            try:
-                done = 0
-                while done < len(target):
-                    n = os.preadv(file, [target[done:]], start * self._row_bytes + done)
-                    if n == 0:
-                        raise self._truncated(start * self._row_bytes + done)
-                    done += n
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+        with self._opened() as file:
+            self._fill(as_bytes(out), file, start * self._row_bytes)
 
     def expect(self, start: int, n_rows: int) -> None:
-        if not hasattr(os, "posix_fadvise"):
-            return
-        try:
-            file = os.open(self.path, os.O_RDONLY)
-            try:
-                offset, n_bytes = start * self._row_bytes, n_rows * self._row_bytes
-                os.posix_fadvise(file, offset, n_bytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+        if hasattr(os, "posix_fadvise"):
+            with self._opened() as file:
+                os.posix_fadvise(file, start * self._row_bytes, n_rows * self._row_bytes, os.POSIX_FADV_WILLNEED)
+
+    def check_digest(self) -> None:
+        """Read the whole file and compare its sha256."""
+        self._check_size()
+        hasher, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
+        with self._opened() as file:
+            for offset in range(0, self._n_bytes, HASH_BLOCK):
+                content = block[: self._n_bytes - offset]
+                self._fill(content, file, offset)
+                hasher.update(content)
+        if hasher.hexdigest() != self._digest:
+            raise StoreError(
+                f"{self.path}: sha256 {hasher.hexdigest()} is not the manifest's {self._digest}; the chunk changed "
+                "after it was written"
+            )
 
     def _check(self) -> None:
         if self._checked:
@@ -122,29 +118,31 @@ class FileChunk(Chunk):
             self._check_size()
         self._checked = True
 
-    def check_digest(self) -> None:
-        """Read the whole file and compare its sha256."""
-        self._check_size()
-        hasher, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                while n := file.readinto(block):
-                    hasher.update(block[:n])
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
-        if hasher.hexdigest() != self._digest:
-            raise StoreError(
-                f"{self.path}: sha256 {hasher.hexdigest()} is not the manifest's {self._digest}; the chunk changed "
-                "after it was written"
-            )
-
     def _check_size(self) -> None:
-        try:
-            size = os.stat(self.path).st_size
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror or error!r}") from error
+        with self._opened() as file:
+            size = os.fstat(file).st_size
         if size != self._n_bytes:
             raise self._truncated(size)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The file's number; an error of the file system becomes one that names the chunk."""
+        try:
+            file = os.open(self.path, os.O_RDONLY)
+            try:
+                yield file
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error}") from error
+
+    def _fill(self, target: memoryview, file: int, offset: int) -> None:
+        done = 0
+        while done < len(target):
+            n = os.preadv(file, [target[done:]], offset + done)
+            if n == 0:
+                raise self._truncated(offset + done)
+            done += n
 
     def _truncated(self, size: int) -> StoreError:
         return StoreError(f"{self.path}: {size} bytes, a whole chunk has {self._n_bytes}")

@@ -39,13 +39,11 @@ def haufe(codes: Codes, images: Float[Tensor, "n_rows 1 h w"], block: int = 512)
     """
     x = images.flatten(1)
     x = x - x.mean(0)
-    patterns = []
-    for latents in blocks(codes.d_sae, block):
-        z = dense(codes, latents)
-        variance = z.var(0, correction=0)
-        covariance = z.T @ x / len(x)
-        patterns.append(torch.where(variance[:, None] > 0, covariance / variance[:, None], 0))
-    return torch.cat(patterns)
+    covariance = torch.cat([dense(codes, latents).T @ x / len(x) for latents in blocks(codes.d_sae, block)])
+    zero, values = torch.zeros(codes.d_sae, dtype=torch.float64, device=x.device), codes.values.double()
+    mean, square = (zero.index_add(0, codes.indices.long(), v) / len(x) for v in (values, values**2))
+    variance = (square - mean**2).to(x.dtype)[:, None]
+    return torch.where(variance > 0, covariance / variance, 0)
 
 
 def gradients(

@@ -180,7 +180,7 @@ class StackedClassifier(nn.Module):
             ClassifierError: images of another size, or a hook point that is not there.
         """
         expected = (1, *self.image_shape)
-        if inputs.ndim not in (4, 5) or inputs.shape[-3:] != expected:
+        if inputs.shape[-3:] != expected or inputs.shape[:-4] not in ((), (self.n_members,)) or inputs.ndim < 4:
             raise ClassifierError(
                 f"inputs: shape {list(inputs.shape)}, {self.architecture} wants [n, {', '.join(map(str, expected))}], "
                 f"or that for each of its {self.n_members} members"

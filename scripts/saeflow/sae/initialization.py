@@ -57,6 +57,10 @@ class Normalization:
             raise ValueError(f"normalize: all {n} activation vectors are equal; there is nothing to train on")
         return cls(mean, (len(mean) / spread) ** 0.5, torch.zeros_like(mean))
 
+    def to(self, device: torch.device | str) -> "Normalization":
+        """The same on another device."""
+        return Normalization(self.mean.to(device), self.scale, self.start.to(device))
+
     def __call__(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """x'."""
         return (x - self.mean).mul_(self.scale)

@@ -1,0 +1,44 @@
+"""Training steps of SAELens."""
+
+from protocol import LAST_STEP, Shape, Subject, dead_latents, main
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+
+def trainer(variant: str, shape: Shape, n_steps: int, data=None) -> SAETrainer:
+    sizes = {"d_in": shape.d_in, "d_sae": shape.d_sae}
+    if variant == "relu":
+        sae = StandardTrainingSAE(StandardTrainingSAEConfig(**sizes))
+    elif variant == "batchtopk":
+        sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**sizes, k=shape.k))
+    else:
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=shape.k))
+    samples = {"total_training_samples": n_steps * shape.batch, "train_batch_size_samples": shape.batch}
+    return SAETrainer(SAETrainerConfig(**samples, lr_end=3e-5), sae, data)
+
+
+def make(variant: str, shape: Shape) -> Subject:
+    subject = trainer(variant, shape, LAST_STEP)
+    dead = dead_latents(shape)
+
+    def before() -> None:
+        if variant == "auxk":
+            subject.n_forward_passes_since_fired[dead] = 10 * subject.cfg.dead_feature_window
+
+    return Subject(subject.step, before)
+
+
+def make_loop(variant: str, shape: Shape) -> Subject:
+    return Subject(lambda batches: trainer(variant, shape, len(batches), iter(batches)).fit())
+
+
+if __name__ == "__main__":
+    main("sae-lens", make, make_loop)

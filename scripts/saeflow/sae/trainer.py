@@ -1,0 +1,226 @@
+"""Train many SAEs from one pass over their activations, in one process."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saeflow import config
+from saeflow.reproduce import child_seed
+from saeflow.sae.architectures import SparseAutoencoder
+from saeflow.sae.initialization import Normalization
+from saeflow.sae.stack import Member, Splice, Stack
+
+log = logging.getLogger(__name__)
+
+# Rows times latents of all members of a stack: above, one after another is as fast on one CPU thread or faster.
+_STACK_SIZE = {"cpu": 1 << 18, "cuda": 1 << 32}
+_CURVE_POINTS = 200
+_LOG_LINES = 10
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """What training makes of a member.
+
+    Arguments:
+        member: what was asked for.
+        sae: on the CPU, in the store's own units.
+        curves: `step` and, at these steps, loss, reconstruction (mean |x - x_hat|^2), explained_variance, l0 and
+            dead_share, in units of the normalised activations.
+    """
+
+    member: Member
+    sae: SparseAutoencoder
+    curves: dict[str, list[float]]
+
+
+def train(
+    stores: Any,
+    members: Sequence[Member],
+    training: config.Training,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    splice: Splice | None = None,
+    checkpoint: Path | None = None,
+) -> list[TrainedSAE]:
+    """Train SAEs on one store or several, all of them on the same batches of their store.
+
+    What a member becomes does not depend on the others but for rounding: its draws come from its own seed.
+
+    Arguments:
+        stores: an activation store, or several that `Member.store` counts; each has `shape`, `rows(indices)` and
+            `batches(batch_size, seed, steps=..., epochs=..., shuffle=..., device=...)`.
+        members: the SAEs; of any variants and sizes.
+        training: what all of them share.
+        seed: of the order of the activations.
+        splice: loss of the model's output, for members with `splice_kl`.
+        checkpoint: file that holds the state every `training.checkpoint_steps`. One that is there already, of the same
+            training, is taken up: the result has the same bytes as without the interruption. Removed at the end.
+    Returns:
+        one trained SAE per member, in their order.
+    Raises:
+        ValueError: a member that cannot be trained as asked; names it.
+    """
+    stores = list(stores) if isinstance(stores, list | tuple) else [stores]
+    _check(members, stores, splice)
+    with torch.no_grad():
+        used = sorted({member.store for member in members})
+        normalizations = {i: _normalization(stores[i], training) for i in used}
+        on_device = {i: normalizations[i].to(device) for i in used}
+        groups = plan(members, stores, training, device)
+        stacks = [
+            Stack([members[i] for i in group], stores, normalizations, training, device=device, splice=splice)
+            for group in groups
+        ]
+        log.info("%d SAEs in %d stacks, %d steps of %d", len(members), len(stacks), training.steps, training.batch_size)
+        streams = {
+            i: stores[i].batches(
+                training.batch_size,
+                child_seed(seed, "batches"),
+                steps=training.steps,
+                shuffle="chunks",
+                device=device,
+            )
+            for i in used
+        }
+        identity = _identity(members, training, seed, stores)
+        first = _resume(checkpoint, stacks, streams, identity)
+        curve_steps = max(1, training.steps // _CURVE_POINTS)
+        log_steps = max(1, training.steps // _LOG_LINES)
+        for step in range(first, training.steps):
+            batches = {i: on_device[i](next(streams[i])) for i in used}
+            last = step + 1 == training.steps
+            for stack in stacks:
+                stack.step(_input(stack, batches), step, record=step % curve_steps == 0 or last)
+            if checkpoint and training.checkpoint_steps and (step + 1) % training.checkpoint_steps == 0 and not last:
+                _save(checkpoint, step + 1, stacks, streams, identity)
+            if (step + 1) % log_steps == 0 or last:
+                _log_progress(step + 1, stacks)
+        results = {
+            i: TrainedSAE(members[i], stack.sae(j), stack.curves(j))
+            for group, stack in zip(groups, stacks, strict=True)
+            for j, i in enumerate(group)
+        }
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return [results[i] for i in range(len(members))]
+
+
+def plan(
+    members: Sequence[Member], stores: Sequence[Any], training: config.Training, device: torch.device | str
+) -> list[list[int]]:
+    """Which members are stacked: those of one variant and size, as many at a time as pays."""
+    groups: dict[tuple, list[int]] = {}
+    for i, member in enumerate(members):
+        spec = member.spec
+        key = (type(spec), stores[member.store].shape[1], spec.d_sae, spec.dead_latents, bool(spec.splice_kl))
+        groups.setdefault((*key, getattr(spec, "prefixes", ())), []).append(i)
+    limit = _STACK_SIZE[torch.device(device).type]
+    stacks = []
+    for group in groups.values():
+        most = max(1, limit // (training.batch_size * members[group[0]].spec.d_sae))
+        n_stacks = -(-len(group) // most)
+        stacks += [group[i * len(group) // n_stacks : (i + 1) * len(group) // n_stacks] for i in range(n_stacks)]
+    return stacks
+
+
+def _check(members: Sequence[Member], stores: Sequence[Any], splice: Splice | None) -> None:
+    if not members:
+        raise ValueError("members: none to train")
+    for member in members:
+        spec = member.spec
+        if not 0 <= member.store < len(stores):
+            raise ValueError(f"{member.name}: store {member.store}, but there are {len(stores)}, counted from 0")
+        if isinstance(spec, config.Penalised) and spec.penalty is None:
+            raise ValueError(f"{member.name}: penalty is not set; calibrate it to target_l0 {spec.target_l0:g} first")
+        if spec.splice_kl and splice is None:
+            raise ValueError(f"{member.name}: splice_kl is {spec.splice_kl:g}, which needs a `splice` function")
+
+
+def _normalization(store: Any, training: config.Training) -> Normalization:
+    rows = max(training.batch_size, (1 << 22) // store.shape[1])
+    return Normalization.of(store.batches(rows, 0, epochs=1, shuffle=None), training.normalize)
+
+
+def _input(stack: Stack, batches: dict[int, Tensor]) -> Tensor:
+    """Batch of each member [m, b, d_in]; a view if all are on one store."""
+    sources = [member.store for member in stack.members]
+    if len(set(sources)) == 1:
+        return batches[sources[0]].expand(len(sources), -1, -1)
+    return torch.stack([batches[i] for i in sources])
+
+
+def _log_progress(step: int, stacks: Sequence[Stack]) -> None:
+    for stack in stacks:
+        at, line = stack.records[-1]
+        for member, values in zip(stack.members, line.T.tolist(), strict=True):
+            numbers = dict(zip(stack.COLUMNS, values, strict=True))
+            log.info(
+                "step %d %s: at %d loss %.4g l0 %.4g ev %.4f dead %.1f %%",
+                step,
+                member.name,
+                at,
+                numbers["loss"],
+                numbers["l0"],
+                numbers["explained_variance"],
+                100 * numbers["dead_share"],
+            )
+
+
+def _identity(members: Sequence[Member], training: config.Training, seed: int, stores: Sequence[Any]) -> dict[str, Any]:
+    """What a checkpoint must agree with; where it is saved is no part of the result."""
+    return {
+        "members": [[m.name, m.spec.model_dump(mode="json"), m.seed, m.store] for m in members],
+        "training": training.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        "seed": seed,
+        "stores": [list(store.shape) for store in stores],
+    }
+
+
+def _save(path: Path, step: int, stacks: Sequence[Stack], streams: dict[int, Any], identity: dict[str, Any]) -> None:
+    """Write everything that is needed to go on from `step`; the file is either whole or the one before."""
+    tensors, numbers = {}, []
+    for i, stack in enumerate(stacks):
+        own, number = stack.state()
+        tensors |= {f"{i}.{name}": tensor.contiguous() for name, tensor in own.items()}
+        numbers.append(number)
+    state = {
+        "step": step,
+        "stacks": numbers,
+        "streams": {str(i): stream.state_dict() for i, stream in streams.items()},
+        "identity": identity,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(tensors, partial, {"state": json.dumps(state, sort_keys=True)})
+    os.replace(partial, path)
+
+
+def _resume(path: Path | None, stacks: Sequence[Stack], streams: dict[int, Any], identity: dict[str, Any]) -> int:
+    """Steps that are done already: those of the checkpoint, if it is one of this training."""
+    if path is None or not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+        if state["identity"] != json.loads(json.dumps(identity)):
+            log.warning("%s: from a training with other settings; starting over", path)
+            return 0
+        names = list(file.keys())
+        for i, (stack, numbers) in enumerate(zip(stacks, state["stacks"], strict=True)):
+            prefix = f"{i}."
+            tensors: Iterator = ((n.removeprefix(prefix), file.get_tensor(n)) for n in names if n.startswith(prefix))
+            stack.load_state(dict(tensors), numbers)
+    for i, stream in streams.items():
+        stream.load_state_dict(state["streams"][str(i)])
+    log.info("%s: going on after step %d", path, state["step"])
+    return state["step"]
