@@ -4,8 +4,9 @@
 
 One process, one thread of torch, files in the page cache. Every figure is CPU time of the process (our writer's
 background thread included), the contenders take turns in each round, and the smallest of the rounds counts: what other
-programs on the machine do falls out. Every contender does the same: takes 4096 rows at a time, gives 4096 rows at a
-time as a float32 tensor. GB are those on disk.
+programs on the machine do falls out, but for what they take from the memory's bandwidth. Every contender does the same:
+takes 4096 rows at a time, gives 4096 rows at a time. GB are those on disk. A shuffled pass of ours mixes rows of blocks
+from the whole store; of the others, rows within one block of 4096, the blocks in random order.
 """
 
 import argparse
@@ -35,6 +36,13 @@ D = 512
 CHUNK_ROWS = 16384
 D_SAE = 4096
 SEQUENCE = 128
+TASKS = {
+    "write": "GB / CPU s",
+    "in order": "GB / CPU s",
+    "shuffled": "GB / CPU s",
+    "shuffled float32": "GB / CPU s",
+    "random": "CPU ms / 4096 rows",
+}
 
 
 class Contender(ABC):
@@ -51,8 +59,8 @@ class Contender(ABC):
         """Store all rows."""
 
     @abstractmethod
-    def read(self, order: np.ndarray) -> Iterator[Tensor]:
-        """Batches of consecutive rows, batch by batch in a given order; shuffled inside if not the natural one."""
+    def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
+        """All rows in batches: as they were written, or shuffled, blocks of 4096 in the order given."""
 
     @abstractmethod
     def pick(self, rows: np.ndarray) -> Tensor:
@@ -60,7 +68,7 @@ class Contender(ABC):
 
 
 def permuted(rows: Tensor) -> Tensor:
-    return rows[torch.randperm(len(rows))]
+    return rows.index_select(0, torch.randperm(len(rows)))
 
 
 class Ours(Contender):
@@ -72,9 +80,10 @@ class Ours(Contender):
                 writer.append(rows)
         self.store = ActivationStore.open(self.directory, check_digests=False)
 
-    def read(self, order: np.ndarray) -> Iterator[Tensor]:
-        in_order = bool((np.diff(order) == 1).all())
-        return self.store.batches(BATCH, seed=int(order[0]), shuffle=None if in_order else "chunks")
+    def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
+        if order is None:
+            return self.store.batches(BATCH, shuffle=None, dtype=dtype)
+        return self.store.batches(BATCH, seed=int(order[0]), dtype=dtype)
 
     def pick(self, rows: np.ndarray) -> Tensor:
         return self.store.rows(rows)
@@ -92,12 +101,11 @@ class Memmap(Contender):
         del file
         self.rows = np.load(path, mmap_mode="r")
 
-    def read(self, order: np.ndarray) -> Iterator[Tensor]:
-        in_order = bool((np.diff(order) == 1).all())
-        for batch in order:
+    def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
+        for batch in range(self.n_rows // BATCH) if order is None else order:
             rows = self.rows[batch * BATCH : (batch + 1) * BATCH]
-            rows = np.array(rows) if in_order else rows[np.random.permutation(BATCH)]
-            yield torch.from_numpy(rows).float()
+            rows = np.array(rows) if order is None else rows[np.random.permutation(BATCH)]
+            yield torch.from_numpy(rows).to(dtype)
 
     def pick(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.rows[rows]).float()
@@ -118,11 +126,10 @@ class Zarr(Contender):
         for start in range(0, len(x), CHUNK_ROWS):
             self.rows[start : start + CHUNK_ROWS] = x[start : start + CHUNK_ROWS].numpy()
 
-    def read(self, order: np.ndarray) -> Iterator[Tensor]:
-        in_order = bool((np.diff(order) == 1).all())
-        for batch in order:
+    def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
+        for batch in range(self.n_rows // BATCH) if order is None else order:
             rows = torch.from_numpy(self.rows[batch * BATCH : (batch + 1) * BATCH])
-            yield (rows if in_order else permuted(rows)).float()
+            yield (rows if order is None else permuted(rows)).to(dtype)
 
     def pick(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.rows.oindex[rows]).float()
@@ -137,13 +144,12 @@ class Safetensors(Contender):
         for i, rows in enumerate(x.split(self.per_file)):
             safetensors.torch.save_file({"x": rows}, self.directory / f"{i}.safetensors")
 
-    def read(self, order: np.ndarray) -> Iterator[Tensor]:
-        in_order = bool((np.diff(order) == 1).all())
+    def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
         files = [safetensors.safe_open(self.directory / f"{i}.safetensors", "pt") for i in range(self.n_files)]
-        for batch in order:
+        for batch in range(self.n_rows // BATCH) if order is None else order:
             i, start = divmod(int(batch) * BATCH, self.per_file)
             rows = files[i].get_slice("x")[start : start + BATCH]
-            yield (rows if in_order else permuted(rows)).float()
+            yield (rows if order is None else permuted(rows)).to(dtype)
 
     def pick(self, rows: np.ndarray) -> Tensor:
         out = torch.empty(len(rows), D)
@@ -171,12 +177,11 @@ class Arrow(Contender):
         writer.finalize()
         self.data = datasets.Dataset.from_file(str(path)).with_format("torch")
 
-    def read(self, order: np.ndarray) -> Iterator[Tensor]:
-        in_order = bool((np.diff(order) == 1).all())
-        data = self.data if in_order else self.data.shuffle(seed=int(order[0]))
+    def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
+        data = self.data if order is None else self.data.shuffle(seed=int(order[0]))
         for batch in data.iter(BATCH // SEQUENCE):
             rows = batch["x"].reshape(-1, D)
-            yield (rows if in_order else permuted(rows)).float()
+            yield (rows if order is None else permuted(rows)).to(dtype)
 
     def pick(self, rows: np.ndarray) -> Tensor:
         raise NotImplementedError("an Arrow row is a sequence, not a vector")
@@ -191,47 +196,57 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 def exhaust(batches: Iterator[Tensor]) -> None:
     for batch in batches:
         assert batch.shape == (BATCH, D)
-        assert batch.dtype == torch.float32
+
+
+def tasks(
+    one: Contender, x: Tensor, order: np.ndarray, rows: np.ndarray
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """Work by name, and how many times it does what is measured."""
+
+    def shuffled(dtype: torch.dtype) -> None:
+        exhaust(one.read(order, dtype))
+        exhaust(one.read(order[::-1], dtype))
+
+    return {
+        "write": (lambda: one.write(x), 1),
+        "in order": (lambda: exhaust(one.read(None, torch.float32)), 1),
+        "shuffled": (lambda: shuffled(torch.float16), 2),
+        "shuffled float32": (lambda: shuffled(torch.float32), 2),
+        "random": (lambda: [one.pick(r) for r in rows], len(rows)),
+    }
 
 
 def measure(contenders: list[Contender], x: Tensor, rounds: int) -> dict[tuple[str, str], float]:
     """CPU seconds by contender and task, the smallest of all rounds."""
     best: dict[tuple[str, str], float] = {}
-    n_batches = len(x) // BATCH
     for round_ in range(rounds):
         rng = np.random.default_rng(child_seed(0, "round", round_))
-        order, rows = rng.permutation(n_batches), rng.integers(len(x), size=(8, BATCH))
-        for task in ("write", "in order", "shuffled", "random"):
+        order, rows = rng.permutation(len(x) // BATCH), rng.integers(len(x), size=(8, BATCH))
+        for task in TASKS:
             for one in contenders:
                 if task == "random" and isinstance(one, Arrow):
                     continue
-                work = {
-                    "write": lambda one=one: one.write(x),
-                    "in order": lambda one=one: exhaust(one.read(np.arange(n_batches))),
-                    "shuffled": lambda one=one: exhaust(one.read(order)),
-                    "random": lambda one=one: [one.pick(r) for r in rows],
-                }[task]
-                seconds = cpu_seconds(work) / (len(rows) if task == "random" else 1)
+                work, times = tasks(one, x, order, rows)[task]
+                seconds = cpu_seconds(work) / times
                 best[one.name, task] = min(seconds, best.get((one.name, task), np.inf))
     return best
 
 
 def print_table(contenders: list[Contender], best: dict[tuple[str, str], float], gigabytes: float) -> None:
     """Speed of each, and in brackets its CPU time relative to ours."""
-    print(f"{'':18} {'write':>16} {'in order':>16} {'shuffled':>16} {'random 4096 rows':>18}")
-    print(f"{'':18} {'GB / CPU s':>16} {'GB / CPU s':>16} {'GB / CPU s':>16} {'CPU ms':>18}")
+    print(f"{'':18}" + "".join(f"{task:>19}" for task in TASKS))
+    print(f"{'':18}" + "".join(f"{unit:>19}" for unit in TASKS.values()))
     for one in contenders:
-        cells = []
-        for task in ("write", "in order", "shuffled", "random"):
+        line = f"{one.name:18}"
+        for task in TASKS:
             seconds = best.get((one.name, task))
             if seconds is None:
-                cells.append("-")
+                line += f"{'-':>19}"
                 continue
-            ratio = seconds / best["saeflow", task]
-            value = f"{seconds * 1e3:.2f}" if task == "random" else f"{gigabytes / seconds:.2f}"
-            cells.append(f"{value} ({ratio:.2f}x)")
-        print(f"{one.name:18} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} {cells[3]:>18}")
-    print("(in brackets: CPU time relative to saeflow; ours digests what it writes, and mixes rows of all chunks)\n")
+            value = seconds * 1e3 if task == "random" else gigabytes / seconds
+            line += f"{f'{value:.2f} ({seconds / best[Ours.name, task]:.2f}x)':>19}"
+        print(line)
+    print("In brackets: CPU time relative to ours. Ours digests what it writes.\n")
 
 
 def digest_seconds(path: Path, rounds: int) -> float:
@@ -242,6 +257,38 @@ def encoder_seconds(rounds: int) -> float:
     """The one matrix product without which no training step can be: x [4096, 512] times W_enc [512, 4096]."""
     x, w = torch.randn(BATCH, D), torch.randn(D, D_SAE)
     return min(cpu_seconds(lambda: x @ w) for _ in range(max(5, rounds)))
+
+
+def print_checks(ours: Ours, x: Tensor, best: dict[tuple[str, str], float], rounds: int) -> None:
+    """What the store promises, beside what was measured."""
+    first = manifest(ours.directory, [ours.directory])
+    same = []
+    for _ in range(3):
+        ours.write(x)
+        same.append(manifest(ours.directory, [ours.directory]) == first)
+    n_batches, gigabytes = len(x) // BATCH, x.nbytes / 1e9
+    random, shuffled, loader = (best[ours.name, task] for task in ("random", "shuffled", "shuffled float32"))
+    loader /= n_batches
+    encoder, digests = encoder_seconds(rounds), digest_seconds(ours.directory, rounds)
+    of_step = f"{loader / encoder:.2%} of {encoder * 1e3:.0f} ms"
+    for what, value, target, met in (
+        ("random batch of 4096 x 512", f"{random * 1e3:.2f} ms", "<= 5 ms", random <= 5e-3),
+        ("shuffled, as stored", f"{gigabytes / shuffled:.2f} GB / CPU s", ">= 3 GB / CPU s", gigabytes / shuffled >= 3),
+        (f"float32 batch / encoder {D} -> {D_SAE}", of_step, "<= 2 % of a step", loader <= 0.02 * encoder),
+        ("rewrites with identical bytes", f"{sum(same)} of {len(same)}", "all", all(same)),
+    ):
+        print(f"{what:34} {value:>20}   target {target:17} {'met' if met else 'NOT MET'}")
+    share = (loader + digests / n_batches) / encoder
+    quality = ours.store.batches(BATCH).quality
+    print("The encoder's matrix product alone bounds a training step from below.\n")
+    print(
+        f"digest check, once per process: {gigabytes / digests:.2f} GB / CPU s; {share:.2%} with it, in its one epoch"
+    )
+    print(
+        f"mixing: {quality.n_buffers} buffers an epoch, each of {quality.min_blocks} or more blocks of "
+        f"{quality.block_rows} rows; at worst, the mean of a batch varies {quality.variance_ratio(BATCH):.1f} times as "
+        "much as that of independent rows"
+    )
 
 
 def main() -> None:
@@ -266,50 +313,10 @@ def main() -> None:
         for kind in kinds:
             (root / kind.__name__).mkdir()
             contenders.append(kind(root / kind.__name__, arguments.rows))
-        print(
-            f"{arguments.rows} x {D} float16, {gigabytes:.2f} GB, chunks of {CHUNK_ROWS} rows, torch {torch.__version__}\n"
-        )
+        print(f"{arguments.rows} x {D} float16, {gigabytes:.2f} GB, chunks of {CHUNK_ROWS} rows\n")
         best = measure(contenders, x, arguments.rounds)
         print_table(contenders, best, gigabytes)
-
-        ours = contenders[0]
-        first = manifest(ours.directory, [ours.directory])
-        same = []
-        for _ in range(3):
-            ours.write(x)
-            same.append(manifest(ours.directory, [ours.directory]) == first)
-        n_batches = arguments.rows // BATCH
-        batch, encoder = best["saeflow", "shuffled"] / n_batches, encoder_seconds(arguments.rounds)
-        digests = digest_seconds(ours.directory, arguments.rounds)
-        shuffled = gigabytes / best["saeflow", "shuffled"]
-        quality = ours.store.batches(BATCH).quality
-        checks = [
-            (
-                "random batch of 4096 x 512",
-                f"{best['saeflow', 'random'] * 1e3:.2f} ms",
-                "<= 5 ms",
-                best["saeflow", "random"] <= 5e-3,
-            ),
-            ("shuffled batches", f"{shuffled:.2f} GB / CPU s", ">= 3 GB / CPU s", shuffled >= 3),
-            (
-                f"loader / encoder product {D} -> {D_SAE}",
-                f"{batch / encoder:.2%} of {encoder * 1e3:.0f} ms",
-                "<= 2 % of a step",
-                batch <= 0.02 * encoder,
-            ),
-            ("identical bytes on rewrite", f"{sum(same)} of {len(same)}", "all", all(same)),
-        ]
-        for what, value, target, met in checks:
-            print(f"{what:38} {value:>22}   target {target:16} {'met' if met else 'NOT MET'}")
-        share = (batch + digests / n_batches) / encoder
-        print(
-            f"\ndigest check, once per process: {gigabytes / digests:.2f} GB / CPU s; loader with it in an epoch: {share:.2%}"
-        )
-        print(
-            f"mixing: {quality.n_buffers} buffers an epoch, each of {quality.min_blocks} or more blocks of "
-            f"{quality.block_rows} rows; worst-case variance of a batch mean {quality.variance_ratio(BATCH):.1f} times "
-            "that of independent rows"
-        )
+        print_checks(contenders[0], x, best, arguments.rounds)
     finally:
         shutil.rmtree(root)
 

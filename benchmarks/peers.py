@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [--peers sae-lens ...] [--shapes small ...] [--variants topk ...] [--loop]
 
-Prints one JSON line per case; peers/protocol.py says how a step is measured and what the keys mean. Environments are made
-on first use. One CPU thread, no GPU.
+Prints one JSON line per case; peers/protocol.py says how a step is measured and what the keys mean. Environments are
+made on first use. One CPU thread, no GPU.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from environments import NotInstallableError, create  # noqa: E402
-from protocol import Shape  # noqa: E402
+from environments import NotInstallableError, create
+from protocol import Shape
 
 DRIVERS = Path(__file__).parent / "peers"
 PEERS = {

@@ -56,11 +56,9 @@ def main() -> None:
                 in_turn, stacked = (1e3 * min(times[how]) / n_steps for how in (False, True))
                 equal = all(map(torch.equal, weights[False], weights[True]))
                 size = sum(parameter[0].numel() for parameter in weights[True])
-                print(
-                    f"{architecture:12}  {side:2} x {side:<2} {size:9,}  {n_members:7}  {in_turn:18.2f}  {stacked:7.2f}  "
-                    f"{in_turn / stacked:5.2f}  {'yes' if equal else 'NO'}",
-                    flush=True,
-                )
+                what = f"{architecture:12}  {side:2} x {side:<2} {size:9,}  {n_members:7}"
+                ratio = f"{in_turn / stacked:5.2f}  {'yes' if equal else 'NO'}"
+                print(f"{what}  {in_turn:18.2f}  {stacked:7.2f}  {ratio}", flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main(
             )
             # The stores of all seeds hold the same images in the same order.
             context = context or Context.of(train, test, data.n_classes)
-        sae = formats.load(sae_path.parent).to(device)
+        sae = formats.load(sae_path.parent, device)
         identity = {name: cfg[name] for name in ("architecture", "role")}
         identity |= {"hook_point": hook, "seed": seed, "variant": variant, "sae_seed": sae_seed}
         result = analyze(

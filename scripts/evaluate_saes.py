@@ -1,4 +1,4 @@
-"""Measure every SAE of one architecture, role and hook point on the held-out split, alone and spliced into its network."""
+"""Measure every SAE of one architecture, role and hook point on held-out images, alone and spliced into its network."""
 
 from itertools import product
 from pathlib import Path

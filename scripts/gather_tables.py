@@ -21,7 +21,7 @@ def main(
         "saes": saes,
         "saes_summary": tables.summarize(saes, tables.SAE_GROUP, tables.SAE_METRICS),
         "training": tables.gather(curves),
-        "features": tables.feature_overview(latents),
+        "features": latents,
         "features_summary": tables.summarize_features(latents),
     }
     for exact, readable in zip(parquet, csv, strict=True):

@@ -1,1 +1,52 @@
-"""x"""
+"""Train every SAE variant and seed on the stores of one architecture, role and hook point; saved for SAELens."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from saeflow import config
+from saeflow.activations import ActivationStore
+from saeflow.models import classifiers
+from saeflow.models.splicing import SplicedOutput
+from saeflow.rule import run
+from saeflow.sae import fitting, formats
+
+
+def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: Path, cfg: dict) -> None:
+    """
+    Arguments:
+        weights: .safetensors of `train_classifiers`.
+        stores: manifest.json of each seed's training store.
+        saes: cfg.json of each SAE to write, in the order seeds x variants x SAE seeds.
+        curves: table to write, a row per recorded training step.
+        cfg: `saes` (section), `seeds`, `architecture`, `role`, `hook`, `seed` (root of the draws), `device`.
+    """
+    spec = config.SAEs.model_validate(cfg["saes"])
+    opened = [ActivationStore.open(path) for path in stores]
+    trained = [member["seed"] for member in classifiers.describe(weights)["members"]]
+    networks = classifiers.load(weights, cfg["device"]).select([trained.index(seed) for seed in cfg["seeds"]])
+    splice = SplicedOutput(networks, cfg["hook"])
+    results = dict(fitting.fit(opened, spec, seed=cfg["seed"], device=cfg["device"], splice=splice))
+
+    order = [fitting.Key(i, name, seed) for i in range(len(opened)) for name in spec.variants for seed in spec.seeds]
+    for key, path in zip(order, saes, strict=True):
+        metadata = opened[key.store].metadata
+        formats.save(
+            results[key].sae,
+            path.parent,
+            {
+                "model_name": f"{cfg['architecture']}-{cfg['role']}-s{cfg['seeds'][key.store]}",
+                "hook_name": metadata["hook_point"],
+                "dataset_path": metadata["dataset"],
+                "variant": spec.variants[key.variant].model_dump(mode="json") | {"name": key.variant, "seed": key.seed},
+            },
+        )
+    rows = pd.DataFrame(fitting.curves({key: results[key] for key in order}))
+    rows.insert(0, "seed", [cfg["seeds"][store] for store in rows.pop("store")])
+    for name in ("hook", "role", "architecture"):
+        rows.insert(0, "hook_point" if name == "hook" else name, cfg[name])
+    rows.to_parquet(curves, index=False)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

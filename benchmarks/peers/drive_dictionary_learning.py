@@ -8,7 +8,7 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrai
 from dictionary_learning.trainers.standard import StandardTrainer
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
-from protocol import FIRST_STEP, LAST_STEP, Shape, Subject, dead_latents, main
+from protocol import DEAD_BIAS, FIRST_STEP, LAST_STEP, Shape, Subject, dead_latents, main
 
 TRAINERS = {
     "relu": (StandardTrainer, AutoEncoder),
@@ -32,6 +32,7 @@ def make(variant: str, shape: Shape) -> Subject:
 
     def before() -> None:
         if variant == "auxk":
+            trainer.ae.encoder.bias.data[dead] = DEAD_BIAS
             trainer.num_tokens_since_fired[dead] = trainer.dead_feature_threshold
 
     return Subject(lambda x: trainer.update(next(steps), x), before)

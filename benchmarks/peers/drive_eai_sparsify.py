@@ -1,7 +1,7 @@
-"""Training steps of sparsify, which has no loop over precomputed activations: the step is that of its trainer's hook."""
+"""Training steps of sparsify, put together as in its trainer: that has no loop over precomputed activations."""
 
 import torch
-from protocol import LAST_STEP, Shape, Subject, dead_latents, main
+from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, dead_latents, main
 from sparsify import SparseCoder, SparseCoderConfig
 from transformers import get_linear_schedule_with_warmup
 
@@ -33,7 +33,11 @@ def make(variant: str, shape: Shape) -> Subject | None:
         since_fired[did_fire] = 0
         did_fire.zero_()
 
-    return Subject(step)
+    def before() -> None:
+        if variant == "auxk":
+            sae.encoder.bias.data[dead] = DEAD_BIAS
+
+    return Subject(step, before)
 
 
 if __name__ == "__main__":

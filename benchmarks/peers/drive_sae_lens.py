@@ -1,6 +1,6 @@
 """Training steps of SAELens."""
 
-from protocol import LAST_STEP, Shape, Subject, dead_latents, main
+from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, dead_latents, main
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -31,6 +31,7 @@ def make(variant: str, shape: Shape) -> Subject:
 
     def before() -> None:
         if variant == "auxk":
+            subject.sae.b_enc.data[dead] = DEAD_BIAS
             subject.n_forward_passes_since_fired[dead] = 10 * subject.cfg.dead_feature_window
 
     return Subject(subject.step, before)

@@ -26,6 +26,8 @@ Step = Callable[[Tensor], object]
 # Steps are numbered as in the middle of a training run, where warm-ups are over and thresholds are tracked.
 FIRST_STEP, LAST_STEP = 5_000, 100_000
 DEAD_SHARE = 0.25
+# Encoder bias of a latent that shall be dead: preactivations of the data below are a tenth of it at most.
+DEAD_BIAS = -100.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ Maker = Callable[[str, Shape], Subject | None]
 
 
 def activations(shape: Shape, n_batches: int, seed: int = 0) -> Iterator[Tensor]:
-    """Batches [batch, d_in]: k of 2 d_in random directions in each row with exponential weights, plus noise of std 0.1."""
+    """Batches [batch, d_in]: k of 2 d_in random directions a row, exponentially weighted, plus noise of std 0.1."""
     generator = torch.Generator().manual_seed(seed)
     n_directions = 2 * shape.d_in
     directions = torch.nn.functional.normalize(torch.randn(n_directions, shape.d_in, generator=generator), dim=1)
@@ -64,7 +66,7 @@ def activations(shape: Shape, n_batches: int, seed: int = 0) -> Iterator[Tensor]
 
 
 def dead_latents(shape: Shape, seed: int = 1) -> Tensor:
-    """Mask [d_sae] of the latents that count as dead in the AuxK measurement."""
+    """Mask [d_sae] of the latents that are dead in the AuxK measurement."""
     mask = torch.zeros(shape.d_sae, dtype=torch.bool)
     mask[
         torch.randperm(shape.d_sae, generator=torch.Generator().manual_seed(seed))[: int(DEAD_SHARE * shape.d_sae)]
@@ -135,7 +137,7 @@ class PeakMemory:
 
 
 def main(peer: str, make: Maker, make_loop: Maker | None = None) -> None:
-    """Command line of a driver: measure cases in JSON, `[variant, d_in, d_sae, batch, k, rounds]`, print a line for each.
+    """Command line of a driver: take cases in JSON, `[variant, d_in, d_sae, batch, k, rounds]`, print a line for each.
 
     Arguments:
         make: subject for a variant (`topk`, `batchtopk`, `relu`, `auxk`) and a shape, or None where the peer has none.

@@ -174,7 +174,7 @@ class JumpReLU(Penalised):
 
     architecture: Literal["jumprelu"] = Field(description="Selects this variant.")
     bandwidth: PositiveFloat = Field(
-        0.05,
+        0.5,
         description="Width of the straight-through window around a threshold, in units of the normalised activations.",
     )
 

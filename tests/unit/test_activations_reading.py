@@ -185,6 +185,15 @@ def test_every_bfloat16_and_float16_number_comes_back_exactly(tmp_path):
         assert torch.equal(torch.cat(list(store.batches(100, shuffle=None))), x.float())
 
 
+def test_batches_come_in_the_number_type_asked_for(tmp_path):
+    store = write(tmp_path / "s", numbered(), dtype="bfloat16")
+    for shuffle in ("chunks", "rows", None):
+        full = torch.cat(list(store.batches(64, shuffle=shuffle)))
+        for dtype in (torch.bfloat16, torch.float64):
+            batches = list(store.batches(64, shuffle=shuffle, dtype=dtype))
+            assert torch.equal(torch.cat(batches), full.to(dtype))
+
+
 def batch_mean_variance_ratio(store, batch_size, seeds, **settings) -> float:
     """Variance of the mean of a batch, relative to that of independent rows."""
     x = store.rows(slice(None))

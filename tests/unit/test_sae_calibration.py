@@ -11,8 +11,10 @@ from torch.nn.functional import normalize
 from saeflow.sae.architectures import ARCHITECTURES, Gated, JumpReLU, ReLU
 from saeflow.sae.calibration import (
     CalibrationError,
+    Goal,
     adjust_threshold,
     calibrate,
+    calibrate_many,
     interpolate_penalty,
     penalty_grid,
     shift_thresholds,
@@ -67,7 +69,7 @@ def test_a_target_outside_the_points_is_refused_with_the_way_out(target, directi
 @pytest.mark.parametrize("target", [3.0, 20.0, 71.0])
 def test_calibration_meets_the_target_in_two_trainings(slope, target):
     curve = PowerLaw(slope)
-    result = calibrate(curve.train, curve.l0_of, target, penalty_grid(1e-4, 1e2, 7), tolerance=0.02)
+    result = calibrate(curve.train, curve.l0_of, Goal(target, penalty_grid(1e-4, 1e2, 7)), tolerance=0.02)
     assert result.l0 == pytest.approx(target, rel=0.02)
     assert result.penalty == pytest.approx((target / 10) ** (-1 / slope), rel=0.05)
     assert result.trained == result.penalty
@@ -77,33 +79,56 @@ def test_calibration_meets_the_target_in_two_trainings(slope, target):
 
 def test_calibration_ends_when_the_grid_meets_the_target():
     curve = PowerLaw()
-    result = calibrate(curve.train, curve.l0_of, 10, [0.1, 1.0, 10.0])
+    result = calibrate(curve.train, curve.l0_of, Goal(10, [0.1, 1.0, 10.0]))
     assert (result.penalty, len(curve.calls)) == (1.0, 1)
 
 
 @pytest.mark.parametrize("target", [10000.0, 0.1])
 def test_calibration_extends_a_grid_that_misses_the_target(target):
     curve = PowerLaw()
-    result = calibrate(curve.train, curve.l0_of, target, [0.1, 1.0, 10.0])
+    result = calibrate(curve.train, curve.l0_of, Goal(target, [0.1, 1.0, 10.0]))
     assert result.l0 == pytest.approx(target, rel=0.05)
     assert curve.calls[1] == pytest.approx([1e-4, 1e-3, 1e-2] if target > 100 else [100, 1000, 10000])
 
 
 def test_calibration_gives_up_after_its_extensions():
-    with pytest.raises(CalibrationError, match="target_l0 50 is outside the L0 reached, 7 to 7"):
-        calibrate(list, lambda penalty: 7.0, 50, [0.1, 1.0])
+    with pytest.raises(CalibrationError, match="SAE: target_l0 50 is outside the L0 reached, 7 to 7"):
+        calibrate(list, lambda penalty: 7.0, Goal(50, [0.1, 1.0]))
 
 
 @pytest.mark.parametrize("target", [15.0, 20.0, 33.0])
 def test_calibration_from_above_never_ends_below_the_target(target):
     curve = PowerLaw(wobble=0.01)
-    result = calibrate(curve.train, curve.l0_of, target, penalty_grid(1e-2, 1e1, 4), from_above=True)
+    result = calibrate(curve.train, curve.l0_of, Goal(target, penalty_grid(1e-2, 1e1, 4), from_above=True))
     assert target <= result.l0 <= 1.05 * target
 
 
 def test_a_grid_out_of_order_is_refused():
     with pytest.raises(ValueError, match=r"penalty grid \[1.0, 0.1\]: expected at least two ascending"):
-        calibrate(list, float, 5, [1.0, 0.1])
+        Goal(5, [1.0, 0.1])
+    with pytest.raises(ValueError, match="target_l0: 0 is not positive"):
+        Goal(0, [0.1, 1.0])
+
+
+def test_several_searches_share_their_rounds():
+    curves = {"relu": PowerLaw(), "gated": PowerLaw(2.0), "met": PowerLaw()}
+    goals = {key: Goal(20.0, [0.01, 0.1, 1.0, 10.0]) for key in ("relu", "gated")} | {"met": Goal(10.0, [0.1, 1.0])}
+    rounds = []
+
+    def train(asked):
+        rounds.append(asked)
+        return asked
+
+    results = calibrate_many(train, lambda trained: curves[trained[0]].l0_of(trained[1]), goals)
+    assert list(results) == list(goals)
+    assert len(rounds) == 2
+    assert {key for key, _ in rounds[1]} == {"relu", "gated"}
+    for key, goal in goals.items():
+        alone = calibrate(curves[key].train, curves[key].l0_of, goal)
+        assert (results[key].penalty, results[key].points) == (alone.penalty, alone.points)
+        assert results[key].trained == (key, alone.penalty)
+    with pytest.raises(CalibrationError, match="gated: target_l0 50 is outside the L0 reached"):
+        calibrate_many(lambda asked: [7.0] * len(asked), float, {"gated": Goal(50, [0.1, 1.0])})
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -181,10 +206,8 @@ def test_a_small_relu_sae_is_calibrated_to_its_target():
     result = calibrate(
         train,
         lambda sae: evaluate(sae, calibration_rows)["l0"],
-        3.0,
-        penalty_grid(0.01, 1, 5),
+        Goal(3.0, penalty_grid(0.01, 1, 5), from_above=True),
         tolerance=0.1,
-        from_above=True,
     )
     adjusted = adjust_threshold(result.trained, calibration_rows, 3.0)
     assert 3.0 <= result.l0 <= 3.3

@@ -86,7 +86,7 @@ def test_verify_tells_an_equal_study_from_another(built, fresh):
     ("name", "changes", "expected"),
     [
         ("features", {"features": {"top_examples": 9}}, {"analyze_features"} | DRAWN),
-        ("saes", {"saes": {"training": {"steps": 151}}}, SAE_STAGE | DRAWN),
+        ("saes", {"saes": {"training": {"steps": 301}}}, SAE_STAGE | DRAWN),
         # Two numbers that trade places: a set of values would hide it.
         ("swap", {"saes": {"training": {"warmup_steps": 40, "sparsity_warmup_steps": 20}}}, SAE_STAGE | DRAWN),
         ("capture", {"activations": {"chunk_rows": 256}}, {"capture_activations"} | SAE_STAGE | DRAWN),

@@ -1,6 +1,8 @@
 """Batches of a store as a stream that can be left and taken up again at any batch."""
 
+import itertools
 import mmap
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, get_args
@@ -10,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from saeflow.activations.chunks import Chunk, ChunkedRows
+from saeflow.activations.chunks import Chunk, ChunkedRows, Runs
 from saeflow.activations.layout import StoreError
 from saeflow.activations.shuffle import MixingBuffers, Quality, row_permutation
 
@@ -88,28 +90,29 @@ class ShuffledChunks(Order):
             self._fill(blocks)
             self._held = blocks
             if buffer + 1 < len(self._deal):
-                for chunk, start, n in self._places(self._deal[buffer + 1]):
-                    chunk.expect(start, n)
+                for chunk, runs in self._runs(self._deal[buffer + 1]):
+                    chunk.expect(runs)
         n_rows = int(self._starts[buffer + 1] - self._starts[buffer])
         self._order = torch.from_numpy(self._buffers.row_order(epoch, buffer, n_rows))
         self._showing = epoch, buffer
 
     def _fill(self, blocks: Int[np.ndarray, " blocks"]) -> None:
         filled = 0
-        for chunk, start, n in self._places(blocks):
-            chunk.read(start, self._memory[filled : filled + n])
-            filled += n
+        for chunk, runs in self._runs(blocks):
+            n_rows = sum(n for _, n in runs)
+            chunk.read(runs, self._memory[filled : filled + n_rows])
+            filled += n_rows
 
-    def _places(self, blocks: Int[np.ndarray, " blocks"]) -> Iterator[tuple[Chunk, int, int]]:
-        """Chunk, first row and number of rows of each block."""
+    def _runs(self, blocks: Int[np.ndarray, " blocks"]) -> Iterator[tuple[Chunk, Runs]]:
+        """Blocks by chunk: each file is opened once."""
         buffers = self._buffers
         columns = (array[blocks].tolist() for array in (buffers.chunk, buffers.start, buffers.n_rows))
-        for chunk, start, n in zip(*columns, strict=True):
-            yield self._rows.chunks[chunk], start, n
+        for chunk, places in itertools.groupby(zip(*columns, strict=True), key=operator.itemgetter(0)):
+            yield self._rows.chunks[chunk], [(start, n) for _, start, n in places]
 
 
 class Batches(Iterator[Tensor]):
-    """Batches [batch_size, d] of float32, one after another.
+    """Batches [batch_size, d], one after another.
 
     All epochs form one stream of rows, cut into batches: no row is left out at the end of an epoch, and a batch may
     hold rows of two epochs. With `epochs`, the last batch may be shorter.
@@ -123,6 +126,7 @@ class Batches(Iterator[Tensor]):
         n_rows: int,
         order: Order,
         device: torch.device | str,
+        dtype: torch.dtype,
         settings: Mapping[str, Any],
         quality: Quality | None,
     ) -> None:
@@ -133,6 +137,7 @@ class Batches(Iterator[Tensor]):
             n_rows: rows of the whole stream, over all epochs.
             order: order of the rows.
             device: where batches go.
+            dtype: number type of batches.
             settings: what the order depends on; a state is taken up only where it is equal.
             quality: of the shuffle "chunks".
         """
@@ -141,7 +146,9 @@ class Batches(Iterator[Tensor]):
         self._n_rows = n_rows
         self._order = order
         self._device = torch.device(device)
+        self._dtype = dtype
         self._settings = dict(settings)
+        self._staging = rows.empty(0)
         self.quality = quality
         self.position = 0
 
@@ -157,7 +164,7 @@ class Batches(Iterator[Tensor]):
         if start >= self._n_rows:
             raise StopIteration
         n = min(self._batch_size, self._n_rows - start)
-        out = self._rows.empty(n, pin=self._device.type == "cuda")
+        out = self._stage(n)
         done = 0
         while done < n:
             epoch, at = divmod(start + done, len(self._rows))
@@ -166,7 +173,18 @@ class Batches(Iterator[Tensor]):
             done += m
         self.position += 1
         # Half as many bytes cross to the device if it does the conversion.
-        return out.to(self._device, non_blocking=True).to(torch.float32)
+        return out.to(self._device, non_blocking=True).to(self._dtype)
+
+    def _stage(self, n: int) -> Shaped[Tensor, "n width"]:
+        """Memory to pick rows into, of the store's type."""
+        if self._device.type == "cuda":
+            # torch keeps pinned memory from being reused before its copy to the device is done.
+            return self._rows.empty(n, pin=True)
+        if self._rows.dtype == self._dtype:
+            return self._rows.empty(n)
+        if len(self._staging) < n:
+            self._staging = self._rows.empty(n)
+        return self._staging[:n]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, for JSON: after `load_state_dict` the next batch is the same."""
@@ -186,7 +204,8 @@ class Batches(Iterator[Tensor]):
 
 def huge_pages(n: int, width: int, dtype: torch.dtype) -> Shaped[Tensor, "n width"]:
     """Memory for picking rows at random, in large pages where the system has them: a fifth less time per row."""
-    memory = mmap.mmap(-1, max(1, n * width * dtype.itemsize))
+    # Python's default, shared memory, never gets large pages.
+    memory = mmap.mmap(-1, max(1, n * width * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=n * width).view(n, width)

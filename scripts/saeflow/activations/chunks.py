@@ -17,6 +17,9 @@ from saeflow.activations.layout import ArrayName, Part, Spec, StoreError, chunk_
 HASH_BLOCK = 1 << 20  # bytes: small enough to stay in the cache between reading and hashing
 
 
+Runs = Sequence[tuple[int, int]]  # first row in the chunk, number of rows
+
+
 class Chunk(ABC):
     """Some consecutive rows."""
 
@@ -27,11 +30,11 @@ class Chunk(ABC):
         """All rows, for picking some of them; not to be written to."""
 
     @abstractmethod
-    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
-        """Copy the rows from `start` on into `out`."""
+    def read(self, runs: Runs, out: Shaped[Tensor, "n width"]) -> None:
+        """Copy runs of rows, one after another, into `out`."""
 
     @abstractmethod
-    def expect(self, start: int, n_rows: int) -> None:
+    def expect(self, runs: Runs) -> None:
         """Say that these rows will be read soon."""
 
 
@@ -45,10 +48,13 @@ class MemoryChunk(Chunk):
     def mapped(self) -> Shaped[Tensor, "rows width"]:
         return self.rows
 
-    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
-        out.copy_(self.rows[start : start + len(out)])
+    def read(self, runs: Runs, out: Shaped[Tensor, "n width"]) -> None:
+        done = 0
+        for start, n in runs:
+            out[done : done + n].copy_(self.rows[start : start + n])
+            done += n
 
-    def expect(self, start: int, n_rows: int) -> None:
+    def expect(self, runs: Runs) -> None:
         pass
 
 
@@ -84,15 +90,21 @@ class FileChunk(Chunk):
             )
         return self._mapped
 
-    def read(self, start: int, out: Shaped[Tensor, "n width"]) -> None:
+    def read(self, runs: Runs, out: Shaped[Tensor, "n width"]) -> None:
         self._check()
+        content, done = as_bytes(out), 0
         with self._opened() as file:
-            self._fill(as_bytes(out), file, start * self._row_bytes)
+            for start, n in runs:
+                n_bytes = n * self._row_bytes
+                self._fill(content[done : done + n_bytes], file, start * self._row_bytes)
+                done += n_bytes
 
-    def expect(self, start: int, n_rows: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            with self._opened() as file:
-                os.posix_fadvise(file, start * self._row_bytes, n_rows * self._row_bytes, os.POSIX_FADV_WILLNEED)
+    def expect(self, runs: Runs) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with self._opened() as file:
+            for start, n in runs:
+                os.posix_fadvise(file, start * self._row_bytes, n * self._row_bytes, os.POSIX_FADV_WILLNEED)
 
     def check_digest(self) -> None:
         """Read the whole file and compare its sha256."""
@@ -213,7 +225,7 @@ class ChunkedRows:
         while done < len(out):
             c = int(np.searchsorted(self.starts, start + done, side="right")) - 1
             n = min(len(out) - done, int(self.starts[c + 1]) - start - done)
-            self.chunks[c].read(start + done - int(self.starts[c]), out[done : done + n])
+            self.chunks[c].read([(start + done - int(self.starts[c]), n)], out[done : done + n])
             done += n
 
 

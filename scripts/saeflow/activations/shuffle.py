@@ -68,11 +68,11 @@ class MixingBuffers:
         self.quality = Quality(self.n_buffers, min(sizes), block_rows, min(total, max(sizes) * block_rows))
 
     def deal(self, epoch: int) -> list[Int[np.ndarray, " blocks"]]:
-        """Numbers of the blocks in each buffer of an epoch."""
+        """Numbers of the blocks in each buffer of an epoch, ascending: `row_order` mixes their rows."""
         blocks = np.arange(len(self.chunk))
         if self.n_buffers > 1:
             blocks = np.random.default_rng(child_seed(self._seed, "blocks", epoch)).permutation(blocks)
-        return np.array_split(blocks, self.n_buffers)
+        return [np.sort(part) for part in np.array_split(blocks, self.n_buffers)]
 
     def row_order(self, epoch: int, buffer: int, n_rows: int) -> Int[np.ndarray, " rows"]:
         """Order in which the rows of a buffer are shown."""

@@ -165,10 +165,11 @@ class ActivationStore:
         epochs: int | None = None,
         shuffle: Shuffle | None = "chunks",
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
         block_bytes: int = BLOCK_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> Batches:
-        """Stream batches [batch_size, d] of float32; a given seed gives the same batches.
+        """Stream batches [batch_size, d]; a given seed gives the same batches.
 
         Arguments:
             batch_size: rows per batch.
@@ -178,6 +179,7 @@ class ActivationStore:
             shuffle: "chunks" streams and mixes in a buffer (how well: `shuffle`, and `quality` of what is returned);
                 "rows" is one permutation of all rows; None keeps the order.
             device: where batches go; to a GPU by way of pinned memory, without waiting.
+            dtype: number type of batches.
             block_bytes, buffer_bytes: size of the consecutive pieces that "chunks" reads, and of its buffer.
         Returns:
             an iterator; its `state_dict` and `load_state_dict` take up an interrupted run at the same batch.
@@ -208,6 +210,7 @@ class ActivationStore:
             n_rows=steps * batch_size if steps is not None else (epochs or 1) * len(self),
             order=order,
             device=device,
+            dtype=dtype,
             settings=settings,
             quality=quality,
         )

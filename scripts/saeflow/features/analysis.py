@@ -34,8 +34,8 @@ class Split:
 class Context:
     """What all SAEs on one dataset share: the quantile levels of the images' properties."""
 
-    train_levels: Int[Tensor, "rows properties"]
-    test_levels: Int[Tensor, "rows properties"]
+    train_levels: Int[Tensor, "train_rows properties"]
+    test_levels: Int[Tensor, "test_rows properties"]
     words: tuple[tuple[str, ...], tuple[str, ...]]
     n_labels: int
     label_names: tuple[str, ...] = ()

@@ -53,7 +53,7 @@ class FeatureBank:
     """Rows per label, firing or not."""
 
     @property
-    def rate(self) -> Float[Tensor, " d_sae"]:
+    def activation_rate(self) -> Float[Tensor, " d_sae"]:
         """Share of the rows on which a latent fires."""
         return self.n_active.double() / max(self.n_rows, 1)
 
@@ -63,7 +63,8 @@ class FeatureBank:
         return self.total / self.n_active.clamp(min=1)
 
     @property
-    def max(self) -> Float[Tensor, " d_sae"]:
+    def max_active(self) -> Float[Tensor, " d_sae"]:
+        """Highest activation; 0 for the dead."""
         return self.top.values[:, 0]
 
     @property

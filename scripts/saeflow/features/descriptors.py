@@ -60,6 +60,6 @@ def levels(
     """Quantile level 0 .. n_levels - 1 of each value, on the training rows' edges, for them and for other rows."""
     shares = torch.linspace(0, 1, n_levels + 1, dtype=torch.float64, device=train.device)[1:-1]
     ordered = train.sort(0).values
-    edges = ordered[(shares * (len(train) - 1)).round().long()].T.contiguous()
+    edges = ordered[((shares * len(train)).round().long() - 1).clamp(min=0)].T.contiguous()
     # Values equal to an edge lie below it: where most pixels are black, "bright" has to mean more than black.
     return [torch.searchsorted(edges, part.T.contiguous()).T.contiguous() for part in (train, *others)]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import hypergeom
 from torch import Tensor
 
+from saeflow.features.shuffles import shuffled_hits
 from saeflow.sae.codes import Codes
 
 KINDS = ("dead", "rare", "none", "labels", "all but labels", "property", "label and property")
@@ -130,8 +130,8 @@ def choose(
     everything = torch.cat(candidates, 1)
     if not everything.shape[1]:
         raise ValueError("hypotheses: neither labels nor properties to make a rule of")
-    # argmax leaves open which of equal values it names; the sort does not.
-    best = everything.sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
+    # argmax leaves open which of equal values it names; the sort does not. Equal rules round unlike.
+    best = everything.round(decimals=9).sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
 
     kind: list[str] = []
     labels = torch.ones(n_latents, n_labels, dtype=torch.bool, device=device)
@@ -161,8 +161,6 @@ def choose(
 def score(rules: Rules, test: Evidence, seed: int) -> Scores:
     """How well each rule predicts on which test rows its latent fires.
 
-    Shuffling the rows makes the number of hits hypergeometric, so the null needs no shuffles (Fisher's exact test).
-
     Arguments:
         seed: of the one draw from the null.
     """
@@ -172,9 +170,9 @@ def score(rules: Rules, test: Evidence, seed: int) -> Scores:
     recall = hits / n_active
     precision = torch.where(predicted > 0, hits / predicted.clamp(min=1), 0)
     base = n_active / n
-    n_hits, good, named = (v.cpu().numpy().astype(np.int64) for v in (hits, n_active, predicted))
-    drawn = np.random.default_rng(seed).hypergeometric(good, n - good, named)
-    null = {"auroc_null": drawn, "auroc_null_p95": hypergeom.ppf(0.95, n, good, named)}
+    p_value, hits_p95 = shuffled_hits(n, n_active.long(), predicted.long(), hits.long(), 0.95)
+    good, named = (v.cpu().numpy().astype(np.int64) for v in (n_active, predicted))
+    hits_null = torch.from_numpy(np.random.default_rng(seed).hypergeometric(good, n - good, named)).to(hits)
     defined = (n_active > 0) & (n_active < n)
 
     def where(v: Tensor) -> Tensor:
@@ -189,8 +187,9 @@ def score(rules: Rules, test: Evidence, seed: int) -> Scores:
         recall=where(recall),
         average_precision=where(precision * recall + base * (1 - recall)),
         base_rate=base.float(),
-        p_value=where(torch.as_tensor(hypergeom.sf(n_hits - 1, n, good, named)).to(hits)),
-        **{name: auroc(torch.as_tensor(v).to(hits)) for name, v in null.items()},
+        auroc_null=auroc(hits_null),
+        auroc_null_p95=auroc(hits_p95),
+        p_value=where(p_value),
     )
 
 

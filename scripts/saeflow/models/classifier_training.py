@@ -16,11 +16,13 @@ from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.models.classifiers import ClassifierError, StackedClassifier, concatenate
 from saeflow.reproduce import child_seed
 
-STACK_BELOW = 250_000
-"""Parameters of a member from which on one CPU thread trains one after another as fast as stacked, or faster.
+STACK_BELOW = 1_000_000
+"""Parameters of a member from which on a CPU trains one after another: stacked is no faster there, and takes m times
+the memory.
 
-Measured (benchmarks/stacked_classifiers.py): 3 members stacked are 2.1 times as fast at 10k parameters, 1.3 at 100k to
-130k, 1.2 at 200k, 0.8 to 1.1 from 300k to 1M.
+Measured on one thread (benchmarks/stacked_classifiers.py), stacked is so many times as fast, with 3 and 12 members:
+2.1 to 2.6 and 2.5 to 4.4 at 10k parameters, 1.6 and 2.1 at 40k, 1.5 and 1.5 at 100k, 1.2 and 1.3 to 1.5 at 200k to
+330k, 1.0 and 1.1 at 575k, 1.1 and 0.9 at 1.1M.
 """
 
 # Fused Adam rounds what is left over after whole vectors unlike the rest; 16 floats are the widest vector of a CPU.

@@ -191,7 +191,7 @@ def _labels(canvas: Canvas, features: Features, y: int, latent: int) -> None:
     prior = features.arrays["label_rows"] / features.arrays["label_rows"].sum()
     canvas.text(_SPLIT, y, "Activation by label", 12, bold=True)
     canvas.text(_RIGHT_END, y + 1, "line: share of the images", 11, SOFT, align="right")
-    top, bottom, highest = y + 24, y + 86, max(shares.max(), prior.max())
+    top, bottom, highest = y + 24, y + 86, float(max(shares.max(), prior.max()))
     canvas.text(_SPLIT + 32, top - 7, _percent(highest), 10, SOFT, align="right")
     canvas.text(_SPLIT + 32, bottom - 9, "0 %", 10, SOFT, align="right")
     for left, width, i in _bars(len(shares)):

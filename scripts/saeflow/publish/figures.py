@@ -70,7 +70,7 @@ def feature_rates(table: pd.DataFrame) -> plt.Figure:
     edges = np.linspace(-4, 0, 25)
     for axes, architecture in zip(columns[0], architectures, strict=True):
         for index, (variant, latents) in enumerate(_of(table, architecture).groupby("variant", sort=False)):
-            rates = np.log10(latents["activation_rate"].clip(lower=1e-4))
+            rates = np.log10(latents["test_activation_rate"].clip(lower=1e-4))
             share = np.histogram(rates, edges)[0] / len(latents)
             axes.stairs(share, edges, color=colour(index), label=variant, linewidth=1)
         axes.set(title=architecture, xlabel="log10 activation rate")

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pandas as pd
 
-KEYS = ("architecture", "role", "hook_point", "variant", "seed", "sae_seed", "class")
+SAE_GROUP = ("architecture", "role", "hook_point", "variant")
+SAE_METRICS = (
+    "l0",
+    "explained_variance",
+    "mse",
+    "accuracy_clean",
+    "accuracy_spliced",
+    "accuracy_change_pp",
+    "agreement",
+    "dead_share",
+    "dense_share_10",
+)
+PATTERNS = ("gradient", "gradient_input", "haufe", "random")
 
 
 def gather(paths: Iterable[Path]) -> pd.DataFrame:
@@ -43,3 +55,26 @@ def write(table: pd.DataFrame, parquet: Path, csv: Path) -> None:
     """Write a table twice: exact for programs, six significant digits for readers."""
     table.to_parquet(parquet, index=False)
     table.to_csv(csv, index=False, float_format="%.6g")
+
+
+def summarize_features(latents: pd.DataFrame) -> pd.DataFrame:
+    """What the latents of each kind of SAE are like: a row per architecture, role, hook point and variant.
+
+    Returns:
+        `latents` (number), `dead` (share), then of the latents with a tested hypothesis `hypothesis_above_null` (share
+        whose held-out AUROC exceeds the 95th percentile of shuffled rows), median `auroc` and `auroc_null_p95`; medians
+        of the share of variance kept in the deletion test for each input pattern and for random pixels; and the median
+        correlation between the logit effects of ablation and addition.
+    """
+    tested = latents["auroc"].where(~latents["dead"])
+    above = (tested > latents["auroc_null_p95"]).astype(float).where(tested.notna())
+    columns = {
+        "latents": ("latent", "size"),
+        "dead": ("dead", "mean"),
+        "hypothesis_above_null": ("above", "mean"),
+        "auroc": ("auroc", "median"),
+        "auroc_null_p95": ("auroc_null_p95", "median"),
+        **{f"keep_r2_{name}": (f"keep_r2_{name}", "median") for name in PATTERNS},
+        "r_ablation_addition": ("r_ablation_addition", "median"),
+    }
+    return latents.assign(above=above, auroc=tested).groupby(list(SAE_GROUP), sort=False).agg(**columns).reset_index()

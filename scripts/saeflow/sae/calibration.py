@@ -7,7 +7,8 @@ number of active latents to the last one.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,6 +24,7 @@ from saeflow.sae.codes import batches_of
 log = logging.getLogger(__name__)
 
 Trained = TypeVar("Trained")
+Key = TypeVar("Key", bound=Hashable)
 
 # An SAE whose latents are all dead still needs a place on the logarithmic axis.
 _LEAST_L0 = 1e-3
@@ -30,6 +32,28 @@ _LEAST_L0 = 1e-3
 
 class CalibrationError(ValueError):
     """A target L0 that cannot be met; says what was reached and what would be right."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a search for the penalty is after.
+
+    Arguments:
+        target_l0: mean active latents per activation vector.
+        grid: penalties to start from, ascending, at least two.
+        from_above: take an SAE with at least the target L0, and aim half the tolerance higher: what a ReLU SAE needs,
+            whose thresholds can only rise.
+    """
+
+    target_l0: float
+    grid: Sequence[float]
+    from_above: bool = False
+
+    def __post_init__(self) -> None:
+        if self.target_l0 <= 0:
+            raise ValueError(f"target_l0: {self.target_l0:g} is not positive")
+        if len(self.grid) < 2 or sorted(set(self.grid)) != list(self.grid) or self.grid[0] <= 0:
+            raise ValueError(f"penalty grid {list(self.grid)}: expected at least two ascending positive numbers")
 
 
 @dataclass(frozen=True)
@@ -88,11 +112,9 @@ def _falling(points: Iterable[tuple[float, float]]) -> tuple[np.ndarray, np.ndar
 def calibrate(
     train: Callable[[list[float]], Sequence[Trained]],
     l0_of: Callable[[Trained], float],
-    target_l0: float,
-    grid: Sequence[float],
+    goal: Goal,
     *,
     tolerance: float = 0.05,
-    from_above: bool = False,
     extensions: int = 2,
 ) -> Calibration[Trained]:
     """Find the penalty at which training ends at a target L0.
@@ -106,55 +128,103 @@ def calibrate(
         train: SAEs (or whatever holds them, one per seed) for a list of penalties, in its order. With the same steps,
             data and seed at each call, L0 is a smooth curve.
         l0_of: mean active latents per vector of one of them, on rows that it was not trained on.
-        target_l0: mean active latents per activation vector.
-        grid: penalties to start from, ascending, at least two.
         tolerance: relative distance of L0 from the target at which training ends before the refinement.
-        from_above: take an SAE with at least the target L0, and aim half the tolerance higher: what a ReLU SAE needs,
-            whose thresholds can only rise.
         extensions: most grids added.
 
     Raises:
         CalibrationError: target still outside the L0 reached after all extensions.
     """
-    if len(grid) < 2 or sorted(set(grid)) != list(grid) or grid[0] <= 0:
-        raise ValueError(f"penalty grid {list(grid)}: expected at least two ascending positive numbers")
-    runs: dict[float, tuple[float, Trained]] = {}
-    aim = target_l0 * (1 + tolerance / 2) if from_above else target_l0
 
-    def run(penalties: list[float]) -> None:
-        for penalty, trained in zip(penalties, train(penalties), strict=True):
-            runs[penalty] = (l0_of(trained), trained)
-            log.info("penalty %.4g: L0 %.4g (target %g)", penalty, runs[penalty][0], target_l0)
+    def train_one(asked: list[tuple[None, float]]) -> Sequence[Trained]:
+        return train([penalty for _, penalty in asked])
+
+    return calibrate_many(train_one, l0_of, {None: goal}, tolerance=tolerance, extensions=extensions)[None]
+
+
+def calibrate_many(
+    train: Callable[[list[tuple[Key, float]]], Sequence[Trained]],
+    l0_of: Callable[[Trained], float],
+    goals: Mapping[Key, Goal],
+    *,
+    tolerance: float = 0.05,
+    extensions: int = 2,
+) -> dict[Key, Calibration[Trained]]:
+    """`calibrate` for several variants or stores in step, so that each round is one pass over the activations.
+
+    Arguments:
+        train: SAEs for a list of (key, penalty), in its order; keys are those of `goals`. A key that has met its target
+            is asked for no more.
+        goals: what to reach, by key.
+
+    Raises:
+        CalibrationError: as `calibrate`; names the key.
+    """
+    searches = {key: _search(goal, l0_of, tolerance, extensions, str(key or "SAE")) for key, goal in goals.items()}
+    waiting = {key: next(search) for key, search in searches.items()}
+    results: dict[Key, Calibration[Trained]] = {}
+    while waiting:
+        asked = [(key, penalty) for key, penalties in waiting.items() for penalty in penalties]
+        trained = dict(zip(asked, train(asked), strict=True))
+        for key, penalties in list(waiting.items()):
+            try:
+                waiting[key] = searches[key].send([trained[key, penalty] for penalty in penalties])
+            except StopIteration as end:
+                results[key] = end.value
+                del waiting[key]
+    return {key: results[key] for key in goals}
+
+
+def _search(
+    goal: Goal, l0_of: Callable[[Trained], float], tolerance: float, extensions: int, name: str
+) -> Generator[list[float], list[Trained], Calibration[Trained]]:
+    """Yields penalties to train, takes what was trained, returns the outcome."""
+    runs: dict[float, tuple[float, Trained]] = {}
+    target, grid = goal.target_l0, goal.grid
+    aim = target * (1 + tolerance / 2) if goal.from_above else target
+
+    def take(penalties: list[float], trained: list[Trained]) -> None:
+        for penalty, one in zip(penalties, trained, strict=True):
+            runs[penalty] = (l0_of(one), one)
+            log.info("%s: penalty %.4g gives L0 %.4g (target %g)", name, penalty, runs[penalty][0], target)
 
     def points() -> list[tuple[float, float]]:
         return [(penalty, runs[penalty][0]) for penalty in sorted(runs)]
 
-    def nearest() -> float:
-        allowed = [penalty for penalty, (l0, _) in runs.items() if l0 >= target_l0 or not from_above]
-        return min(allowed, key=lambda penalty: (_distance(runs[penalty][0], target_l0), penalty))
+    def nearest() -> float | None:
+        allowed = [penalty for penalty, (l0, _) in runs.items() if l0 >= target or not goal.from_above]
+        return min(allowed, key=lambda penalty: (_distance(runs[penalty][0], target), penalty), default=None)
 
-    run(list(grid))
+    def met() -> bool:
+        penalty = nearest()
+        return penalty is not None and _distance(runs[penalty][0], target) <= math.log1p(tolerance)
+
+    take(list(grid), (yield list(grid)))
     step = grid[1] / grid[0]
     for _ in range(extensions):
         penalties, l0s = _falling(points())
-        if aim < l0s[-1]:
-            run([penalty * float(penalties[-1]) / grid[0] * step for penalty in grid])
-        elif aim > l0s[0]:
-            run([penalty * float(penalties[0]) / grid[-1] / step for penalty in grid])
-    center = interpolate_penalty(points(), aim)
-    if _distance(runs[nearest()][0], target_l0) > np.log1p(tolerance):
+        if met() or l0s[-1] <= aim <= l0s[0]:
+            break
+        factor = float(penalties[-1]) / grid[0] * step if aim < l0s[-1] else float(penalties[0]) / grid[-1] / step
+        more = [penalty * factor for penalty in grid]
+        take(more, (yield more))
+    if not met():
+        try:
+            center = interpolate_penalty(points(), aim)
+        except CalibrationError as error:
+            raise CalibrationError(f"{name}: {error}") from None
         # Half the tolerance: L0 moves by about the square of the penalty's factor at most.
-        run([center / (1 + tolerance / 2), center, center * (1 + tolerance / 2)])
+        around = [center / (1 + tolerance / 2), center, center * (1 + tolerance / 2)]
+        take(around, (yield around))
     penalty = nearest()
     l0, trained = runs[penalty]
-    if _distance(l0, target_l0) > np.log1p(tolerance):
-        log.warning("L0 %.4g is the nearest to target_l0 %g that training reached", l0, target_l0)
+    if not met():
+        log.warning("%s: L0 %.4g is the nearest to target_l0 %g that training reached", name, l0, target)
     return Calibration(penalty, l0, trained, tuple(points()))
 
 
 def _distance(l0: float, target_l0: float) -> float:
     """Absolute log ratio."""
-    return abs(float(np.log(max(l0, _LEAST_L0) / target_l0)))
+    return abs(math.log(max(l0, _LEAST_L0) / target_l0))
 
 
 @torch.no_grad()

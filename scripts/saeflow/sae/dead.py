@@ -46,11 +46,14 @@ class DeadLatents:
         counts = dead.sum(1)
         self.n = int(counts.max())
         self.d_sae = dead.shape[1]
-        # Members with fewer dead latents are filled up with living ones, which `valid` takes out again.
-        self.index: Int[Tensor, "m n"] = dead.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, : self.n]
+        # Members with fewer dead latents than another are filled up with living ones, which `valid` takes out again.
+        self.index: Int[Tensor, "m n"] = (
+            dead.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, : self.n]
+        )
         self.valid: Bool[Tensor, "m n"] = torch.arange(self.n, device=dead.device) < counts[:, None]
         self.index, order = self.index.sort(dim=1)
         self.valid = self.valid.gather(1, order)
+        self.ragged = int(counts.min()) < self.n
         self.k = min(k, self.n)
         self.coefficients = coefficients
         self.preactivations: Float[Tensor, "m b n"] = coefficients.new_empty(0)
@@ -115,7 +118,7 @@ def auxk(
     m, b, d = error.shape
     p = dead.preactivations
     flat = dead.flat
-    if dead.k < dead.n or not bool(dead.valid.all()):
+    if dead.k < dead.n or dead.ragged:
         candidates = p.masked_fill(~dead.valid[:, None], -torch.inf)
         largest = top_k(candidates.view(m * b, -1), dead.k)[0]
         # A member with fewer than k dead latents uses all of them.

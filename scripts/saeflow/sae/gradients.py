@@ -29,7 +29,9 @@ class RowGradient:
 
     def block(self, start: int, stop: int) -> Float[Tensor, "stop_minus_start d"]:
         """Rows [start, stop); the caller may overwrite them."""
-        rows = self.table[start:stop] if self.order is None else sum_rows(self.order, self.values, self.table, start, stop)
+        rows = (
+            self.table[start:stop] if self.order is None else sum_rows(self.order, self.values, self.table, start, stop)
+        )
         if self.latents is not None:
             if rows.shape[0] == self.n_latents:
                 return rows.index_add_(0, self.latents, self.extra)

@@ -88,20 +88,38 @@ def starts(counts: Int[Tensor, " n"]) -> Int[Tensor, " n_plus_1"]:
 def top_k(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Largest k of each row, in no particular order, and where they are: exactly those of `torch.topk`, ties apart.
 
-    The row is cut into groups; the k groups with the largest maxima hold the k largest values. With groups of about
-    sqrt(d / k) both searches are short: 1.4 to 2 times faster than one search over the row on a CPU.
+    The row is cut into groups; the k groups with the largest maxima hold the k largest values, and with groups of about
+    sqrt(d / k) both searches are short. On a CPU integers are compared, because a comparison of floats looks for NaN as
+    well. Both together: 2.5 times faster for 20 of 512, 3 for 32 of 4096.
     """
+    if x.device.type != "cpu":
+        return torch.topk(x, k, dim=1, sorted=False)
     n, d = x.shape
     size = 1
-    while x.device.type == "cpu" and 4 * size * size <= d / k * 2 and d % (2 * size) == 0:
+    while 4 * size * size <= 2 * d / k and d % (2 * size) == 0:
         size *= 2
-    if size < 4 or k * size >= d:
-        return torch.topk(x, k, dim=1, sorted=False)
-    groups = x.view(n, size, d // size).amax(1).topk(k, dim=1, sorted=False).indices
-    members = torch.arange(0, d, d // size, device=x.device)
+    if size < 4:
+        keys, where = _ordered(x).topk(k, dim=1, sorted=False)
+        return _ordered(keys.view(x.dtype)).view(x.dtype), where
+    groups = _ordered(x.view(n, size, d // size).amax(1)).topk(k, dim=1, sorted=False).indices
+    members = torch.arange(0, d, d // size)
     candidates = (groups[:, None, :] + members[:, None]).view(n, k * size)
-    values, slots = x.gather(1, candidates).topk(k, dim=1, sorted=False)
-    return values, candidates.gather(1, slots)
+    keys, slots = _ordered(x.gather(1, candidates)).topk(k, dim=1, sorted=False)
+    return _ordered(keys.view(x.dtype)).view(x.dtype), candidates.gather(1, slots)
+
+
+def kth_largest(x: Float[Tensor, " n"], k: int) -> Float[Tensor, ""]:
+    """The k-th largest value of a vector."""
+    if x.device.type != "cpu":
+        # CUDA's kthvalue has no deterministic form.
+        return x.sort(descending=True).values[k - 1]
+    return _ordered(_ordered(x).kthvalue(x.numel() - k + 1).values.view(x.dtype)).view(x.dtype)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """Bits of floats as integers that compare as the floats do; its own inverse."""
+    bits = x.view(torch.int32 if x.dtype == torch.float32 else torch.int64)
+    return bits ^ ((bits >> (x.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
 
 
 def true_positions(mask: Tensor) -> Int[Tensor, " n"]:

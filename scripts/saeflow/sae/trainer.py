@@ -22,7 +22,7 @@ from saeflow.sae.stack import Member, Splice, Stack
 log = logging.getLogger(__name__)
 
 # Rows times latents of all members of a stack: above, one after another is as fast on one CPU thread or faster.
-_STACK_SIZE = {"cpu": 1 << 18, "cuda": 1 << 32}
+_STACK_SIZE = {"cpu": 1 << 22, "cuda": 1 << 32}
 _CURVE_POINTS = 200
 _LOG_LINES = 10
 

@@ -53,7 +53,9 @@ class Gated(Objective):
 
     def _dense_values(self, p: Tensor) -> Tensor:
         h = p - self.parameters["b_gate"][:, None]
-        return h.mul_(self.parameters["r_mag"].exp()[:, None]).add_(self.parameters["b_mag"][:, None]).relu_().mul_(p > 0)
+        return (
+            h.mul_(self.parameters["r_mag"].exp()[:, None]).add_(self.parameters["b_mag"][:, None]).relu_().mul_(p > 0)
+        )
 
     def _dense_backward(self, p: Tensor, z: Tensor, dz: Tensor, rows: slice, step: Step) -> Tensor:
         W_dec = self.parameters["W_dec"]

@@ -111,7 +111,11 @@ class BatchTopK(Objective):
             excess = stop - start - spec.k * batch
             if excess < 0 and not all_positive:
                 return None
-            found.append(_kth_smallest(p[start:stop], max(0, excess)) if stop > start else p.new_zeros(()))
+            found.append(
+                kernels.kth_largest(p[start:stop], min(stop - start, spec.k * batch))
+                if stop > start
+                else p.new_zeros(())
+            )
         return torch.stack(found)
 
     def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
@@ -120,7 +124,7 @@ class BatchTopK(Objective):
     def _dense_values(self, p: Tensor) -> Tensor:
         flat = p.relu_().view(self.m, -1)
         counts = [spec.k * p.shape[1] for spec in self.specs]
-        self.threshold = torch.stack([_kth_smallest(flat[i], flat.shape[1] - n) for i, n in enumerate(counts)])
+        self.threshold = torch.stack([kernels.kth_largest(flat[i], n) for i, n in enumerate(counts)])
         return p.mul_(p >= self.threshold[:, None, None])
 
 
@@ -135,11 +139,3 @@ class MatryoshkaBatchTopK(BatchTopK):
     def __init__(self, specs: Sequence[config.MatryoshkaBatchTopK], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
         self.ends = specs[0].prefixes
-
-
-def _kth_smallest(values: Tensor, n_below: int) -> Tensor:
-    """The value of a vector that n_below others do not exceed."""
-    if values.device.type == "cpu":
-        return values.kthvalue(n_below + 1).values
-    # CUDA's kthvalue has no deterministic form.
-    return values.sort().values[n_below]

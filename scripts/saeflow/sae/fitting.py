@@ -1,0 +1,125 @@
+"""Every SAE of a study on its stores: penalties calibrated to a target L0, all trained, thresholds adjusted."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow import config
+from saeflow.reproduce import child_seed
+from saeflow.sae.architectures import SparseAutoencoder, TopK
+from saeflow.sae.calibration import Goal, adjust_threshold, calibrate_many, penalty_grid
+from saeflow.sae.metrics import Sparsity
+from saeflow.sae.stack import Member, Splice
+from saeflow.sae.trainer import TrainedSAE, train
+
+log = logging.getLogger(__name__)
+
+# Where the search for a penalty starts. Activations have mean squared norm d_in: an L1 penalty weighs against
+# sqrt(d_in), an L0 penalty against d_in. Measured on 32- to 256-wide layers, these give L0 from about 40 down to 3.
+_GRID = {config.ReLU: (0.02, 1.0, 0.5), config.Gated: (0.02, 1.0, 0.5), config.JumpReLU: (5e-4, 5e-2, 1.0)}
+_GRID_POINTS = 4
+_CALIBRATION_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which SAE of a study."""
+
+    store: int
+    variant: str
+    seed: int
+
+
+def fit(
+    stores: Sequence[Any],
+    saes: config.SAEs,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    splice: Splice | None = None,
+) -> Iterator[tuple[Key, TrainedSAE]]:
+    """Train every variant and seed on every store.
+
+    SAEs whose sparsity is given are trained together, in one pass over each store. Those with a `target_l0` are
+    calibrated together, each round of the search being one pass. Every SAE but TopK then has its thresholds shifted, on
+    training rows, to its target L0; the threshold of one with a given penalty stays as it was trained.
+
+    Arguments:
+        stores: activation stores, as `saeflow.sae.trainer.train` takes them.
+        saes: variants, seeds and training.
+        seed: root of all draws.
+        splice: loss of the model's output, for variants with `splice_kl`.
+    Returns:
+        SAEs as they are done, in no particular order.
+    Raises:
+        CalibrationError: a target L0 that no penalty reaches.
+    """
+
+    rows = {i: calibration_rows(store, seed) for i, store in enumerate(stores)}
+
+    def trained(of: Sequence[tuple[Key, config.SparseAutoencoder]]) -> list[TrainedSAE]:
+        # The same first weights for all variants of a seed, so that they differ by their objective alone.
+        members = [
+            Member(f"{key.variant}-s{key.seed}, store {key.store}", spec, child_seed(seed, "sae", key.seed), key.store)
+            for key, spec in of
+        ]
+        return train(stores, members, saes.training, seed=seed, device=device, splice=splice)
+
+    def adjusted(result: TrainedSAE, key: Key, target_l0: float | None) -> TrainedSAE:
+        # TopK meets its k by construction; a given penalty sets no target.
+        if target_l0 is None or isinstance(result.sae, TopK):
+            return result
+        return replace(result, sae=adjust_threshold(result.sae.to(device), rows[key.store], target_l0).to("cpu"))
+
+    keys = [Key(*key) for key in product(range(len(stores)), saes.variants, saes.seeds)]
+    given = [key for key in keys if getattr(saes.variants[key.variant], "target_l0", None) is None]
+    if given:
+        for key, result in zip(given, trained([(key, saes.variants[key.variant]) for key in given]), strict=True):
+            yield key, adjusted(result, key, getattr(saes.variants[key.variant], "k", None))
+
+    def at(asked: list[tuple[Key, float]]) -> list[TrainedSAE]:
+        return trained(
+            [(key, saes.variants[key.variant].model_copy(update={"penalty": p, "target_l0": None})) for key, p in asked]
+        )
+
+    goals = {key: _goal(saes.variants[key.variant], stores[key.store].shape[1]) for key in keys if key not in given}
+    for key, found in calibrate_many(at, lambda r: mean_l0(r.sae.to(device), rows[r.member.store]), goals).items():
+        yield key, adjusted(found.trained, key, goals[key].target_l0)
+
+
+def calibration_rows(store: Any, seed: int) -> Float[Tensor, "n d_in"]:
+    """Training rows on which L0 is counted: all of a small store, a fixed sample of a large one."""
+    n = store.shape[0]
+    if n <= _CALIBRATION_ROWS:
+        return store.rows(torch.arange(n))
+    generator = torch.Generator().manual_seed(child_seed(seed, "calibration rows"))
+    return store.rows(torch.randint(n, (_CALIBRATION_ROWS,), generator=generator).sort().values)
+
+
+def mean_l0(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> float:
+    """Mean number of active latents per row."""
+    counted = Sparsity()
+    counted.update(sae.encode_sparse(rows))
+    return counted.metrics()["l0"]
+
+
+def _goal(spec: config.Penalised, d_in: int) -> Goal:
+    low, high, power = _GRID[type(spec)]
+    grid = penalty_grid(low * d_in**power, high * d_in**power, _GRID_POINTS)
+    # The thresholds of a ReLU SAE start at 0 and can only rise.
+    return Goal(spec.target_l0, grid, from_above=isinstance(spec, config.ReLU))
+
+
+def curves(results: Mapping[Key, TrainedSAE]) -> Iterator[dict[str, Any]]:
+    """One row per recorded step of every SAE."""
+    for key, result in results.items():
+        for values in zip(*result.curves.values(), strict=True):
+            yield {"store": key.store, "variant": key.variant, "sae_seed": key.seed} | dict(
+                zip(result.curves, values, strict=True)
+            )
