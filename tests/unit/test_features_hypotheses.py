@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_yes_no_prediction():
         assert scores.p_value[i].item() == pytest.approx(fisher_exact(table, "greater").pvalue, rel=1e-4)
         rng = np.random.default_rng(0)
         shuffles = np.array([rng.permutation(did) for _ in range(400)])
-        shuffled = ((shuffles @ said) / did.sum() + (~shuffles @ ~said) / (~did).sum()) / 2
+        shuffled = ((shuffles & said).sum(1) / did.sum() + (~shuffles & ~said).sum(1) / (~did).sum()) / 2
         assert scores.auroc_null_p95[i].item() == pytest.approx(np.quantile(shuffled, 0.95), abs=0.02)
 
 

@@ -95,7 +95,7 @@ def test_deletion_test_of_a_linear_latent_gives_the_kept_share_of_its_variance()
     masks = torch.tensor([[[1, 0, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]], [[0, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1]]]).bool()
     tests = shown(torch.arange(len(images)).expand(2, -1))
     fill = torch.full((6,), 0.3, dtype=torch.float64)
-    found = patterns.keep_r2(masks, lambda x: x.flatten(1), encoder, images, fill, tests, batch_images=100)
+    found = patterns.keep_r2(masks, lambda x: x.flatten(1), encoder, images, images.flatten(1), fill, tests, 100)
     total = float((weights**2).sum())
     torch.testing.assert_close(found, torch.tensor([[5 / total, 1.25 / total], [0, 1]]))
 
@@ -104,7 +104,8 @@ def test_deletion_test_leaves_absent_examples_out():
     images, encoder = every_image(1, 3), torch.eye(3, dtype=torch.float64)[:, :1]
     masks = torch.tensor([[[True, False, False]]])
     rows = torch.cat([torch.full((1, 5), -1), torch.arange(8)[None]], 1)
-    found = patterns.keep_r2(masks, lambda x: x.flatten(1), encoder, images, torch.zeros(3).double(), shown(rows))
+    before, fill = images.flatten(1), torch.zeros(3).double()
+    found = patterns.keep_r2(masks, lambda x: x.flatten(1), encoder, images, before, fill, shown(rows))
     assert found.tolist() == [[1.0]]
 
 

@@ -53,6 +53,13 @@ def test_interpolation_is_exact_on_a_power_law():
     assert interpolate_penalty(points, 25) == pytest.approx((25 / 10) ** (-1 / 1.7))
 
 
+@pytest.mark.parametrize("target", [79.0, 25.0, 10.0, 2.0, 1.1])
+def test_interpolation_follows_a_curve_that_drops_ever_faster(target):
+    """L0 = 80 exp(-penalty / 2.3), about what a ReLU SAE does."""
+    points = [(penalty, 80 * np.exp(-penalty / 2.3)) for penalty in np.geomspace(0.01, 10, 6)]
+    assert interpolate_penalty(points, target) == pytest.approx(2.3 * np.log(80 / target), rel=0.08)
+
+
 def test_interpolation_takes_noise_that_breaks_the_order():
     points = [(0.1, 40.0), (0.2, 19.0), (0.3, 21.0), (0.9, 5.0), (2.0, 0.0)]
     assert 0.1 < interpolate_penalty(points, 25) < 0.3
@@ -88,7 +95,7 @@ def test_calibration_extends_a_grid_that_misses_the_target(target):
     curve = PowerLaw()
     result = calibrate(curve.train, curve.l0_of, Goal(target, [0.1, 1.0, 10.0]))
     assert result.l0 == pytest.approx(target, rel=0.05)
-    assert curve.calls[1] == pytest.approx([1e-4, 1e-3, 1e-2] if target > 100 else [100, 1000, 10000])
+    assert curve.calls[1] == pytest.approx([1e-2, 1e-3, 1e-4] if target > 100 else [100, 1000, 10000])
 
 
 def test_calibration_gives_up_after_its_extensions():

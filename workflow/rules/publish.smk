@@ -145,7 +145,7 @@ rule write_manifest:
 
 rule verify:
     input:
-        manifest=rules.write_manifest.output,
+        manifest=rules.write_manifest.output.manifest,
         reference=STUDY.reference or [],
         lib=library("verify_study"),
     output:

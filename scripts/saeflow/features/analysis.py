@@ -100,14 +100,7 @@ def analyze(
     mean = train.images.flatten(1).mean(0)
     slopes = patterns.gradients(hook, sae.W_enc, train.images, bank.sample.first(spec.pattern_examples), mean)
     found = dict(zip(patterns.NAMES, (*slopes, patterns.haufe(fired, train.images)), strict=True))
-    shown = test_bank.sample.first(max(1, spec.pattern_examples // 2))
-    tests = patterns.probes(len(seen), shown, child_seed(seed, "deletion"))
-    control = torch.rand(found["haufe"].shape, generator=torch.Generator().manual_seed(child_seed(seed, "pixels")))
-    masks = torch.stack(
-        [patterns.strongest(p.to(train.images.device), spec.keep_share) for p in (*found.values(), control)]
-    )
-    keep_r2 = patterns.keep_r2(masks, hook, sae.W_enc, test.images, mean, tests)
-    keep_r2 = torch.where(bank.dead, torch.nan, keep_r2)
+    keep_r2 = _keep_r2(found, bank, test_bank, test, hook, sae.W_enc, mean, spec, seed)
     evidence = [
         hypotheses.evidence(codes, split.labels, level, context.n_labels)
         for codes, split, level in ((fired, train, context.train_levels), (seen, test, context.test_levels))
@@ -132,6 +125,29 @@ def analyze(
             *evidence, seed=child_seed(seed, "null"), label_names=context.label_names, words=context.words
         ),
     )
+
+
+def _keep_r2(
+    found: dict[str, Tensor],
+    bank: FeatureBank,
+    test_bank: FeatureBank,
+    test: Split,
+    hook: patterns.Hook,
+    encoder: Tensor,
+    mean: Tensor,
+    spec: config.Features,
+    seed: int,
+) -> Float[Tensor, "kinds d_sae"]:
+    """Deletion test of each pattern and, last, of pixels drawn at random; NaN for dead latents."""
+    control = torch.rand(found["haufe"].shape, generator=torch.Generator().manual_seed(child_seed(seed, "pixels")))
+    ranked = torch.stack([*found.values(), control.to(mean)])
+    scores = torch.full(ranked.shape[:2], torch.nan, dtype=torch.float32, device=mean.device)
+    alive = (~bank.dead).nonzero()[:, 0]
+    shown = test_bank.sample.first(max(1, spec.pattern_examples // 2)).of(alive)
+    tests = patterns.probes(test_bank.n_rows, shown, child_seed(seed, "deletion"))
+    masks = torch.stack([patterns.strongest(kind[alive], spec.keep_share) for kind in ranked])
+    scores[:, alive] = patterns.keep_r2(masks, hook, encoder[:, alive], test.images, test.activations, mean, tests)
+    return scores
 
 
 def _pattern_scores(pattern: Tensor, keep_r2: Tensor, train: Split, bank: FeatureBank) -> patterns.PatternScores:

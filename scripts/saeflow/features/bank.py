@@ -21,6 +21,10 @@ class Examples:
     def present(self) -> Bool[Tensor, "d_sae k"]:
         return self.rows >= 0
 
+    def of(self, latents: Int[Tensor, " some"]) -> "Examples":
+        """The examples of some latents."""
+        return Examples(self.rows[latents], self.values[latents])
+
     def first(self, n: int) -> "Examples":
         """The first n examples of each latent."""
         return Examples(self.rows[:, :n], self.values[:, :n])

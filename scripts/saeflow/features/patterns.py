@@ -111,6 +111,7 @@ def keep_r2(
     hook: Hook,
     encoder: Float[Tensor, "d_in d_sae"],
     images: Float[Tensor, "n_rows 1 h w"],
+    before: Float[Tensor, "n_rows d_in"],
     fill: Float[Tensor, " pixels"],
     tests: Examples,
     batch_images: int = 4096,
@@ -124,21 +125,22 @@ def keep_r2(
         masks: pixels to keep, per kind of pattern.
         encoder: W_enc of the SAE; a bias does not change the correlation.
         images: what the rows of `tests` count: images that the patterns were not made from.
+        before: what `hook` makes of them.
         fill: value of the replaced pixels, the mean training image.
         tests: images per latent.
     Returns:
-        r^2 in [0, 1]; 0 if the pre-activation after deletion does not vary. Cost: (kinds + 1) * d_sae * k passes.
+        r^2 in [0, 1]; 0 if the pre-activation after deletion does not vary. Cost: kinds * d_sae * k passes.
     """
     kinds, d_sae, _ = masks.shape
     k = tests.rows.shape[1]
     found = torch.empty(kinds, d_sae, dtype=torch.float32, device=images.device)
-    for latents in blocks(d_sae, max(1, batch_images // ((kinds + 1) * k))):
+    for latents in blocks(d_sae, max(1, batch_images // (kinds * k))):
         span = slice(latents.start, latents.stop)
-        x = images[tests.rows[span].clamp(min=0)].flatten(2)
-        altered = torch.cat([x[None], torch.where(masks[:, span, None], x, fill)])
-        values = hook(altered.view(-1, *images.shape[1:])).view(kinds + 1, len(latents), k, -1)
-        p = (values @ encoder.T[span, :, None])[..., 0]
-        found[:, span] = squared_correlation(p[:1].expand_as(p[1:]), p[1:], tests.present[span].expand_as(p[1:]))
+        rows, columns = tests.rows[span].clamp(min=0), encoder.T[span, :, None]
+        altered = torch.where(masks[:, span, None], images[rows].flatten(2), fill)
+        after = hook(altered.view(-1, *images.shape[1:])).view(kinds, len(latents), k, -1)
+        a, b = ((values @ columns)[..., 0] for values in (before[rows], after))
+        found[:, span] = squared_correlation(a.expand_as(b), b, tests.present[span].expand_as(b))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ Measured on one thread (benchmarks/stacked_classifiers.py), stacked is so many t
 330k, 1.0 and 1.1 at 575k, 1.1 and 0.9 at 1.1M.
 """
 
-# Fused Adam rounds what is left over after whole vectors unlike the rest; 16 floats are the widest vector of a CPU.
+# The fused kernel rounds what is left over after whole vectors unlike the rest; 16 floats are a CPU's widest vector.
 _LANES = 16
 
 log = logging.getLogger(__name__)
@@ -119,25 +119,15 @@ def _fit(
         for mask, name in zip(own, names, strict=True)
     ]
     batches = torch.stack(order).unflatten(1, (n_steps, settings.batch_size)).to(images.device)
-    whole = [p for p in classifier.parameters() if p[0].numel() % _LANES == 0]
-    # Updated member by member, so that no member's place in the stack decides how its numbers are rounded.
-    apart = [(p, p.detach().unbind()) for p in classifier.parameters() if p[0].numel() % _LANES]
-    optimizer = torch.optim.AdamW(
-        [*whole, *(row for _, rows in apart for row in rows)], weight_decay=settings.weight_decay, fused=True
-    )
+    parameters = list(classifier.parameters())
+    optimizer = _AdamW(parameters, settings.weight_decay)
     for step in range(n_steps):
         batch = batches[:, step]
         logits = classifier(images[batch])
         # Summed over members, so that no member's gradient knows how many there are.
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(), reduction="sum")
-        classifier.zero_grad()
-        (loss / settings.batch_size).backward()
-        for parameter, rows in apart:
-            for row, gradient in zip(rows, parameter.grad, strict=True):
-                row.grad = gradient
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate / 2 * (1 + math.cos(math.pi * step / n_steps))
-        optimizer.step()
+        gradients = torch.autograd.grad(loss / settings.batch_size, parameters)
+        optimizer.step(gradients, settings.learning_rate / 2 * (1 + math.cos(math.pi * step / n_steps)))
         if step % max(1, n_steps // 10) == 0:
             log.info("step %d of %d, mean loss %.4g", step, n_steps, loss.item() / batch.numel())
     for i, member in enumerate(members):
@@ -147,6 +137,38 @@ def _fit(
                 f"lower classifiers.learning_rate (now {settings.learning_rate:g})"
             )
     return classifier
+
+
+class _AdamW:
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) of stacked parameters, by torch's fused kernel.
+
+    Called without `torch.optim`, whose first optimizer imports the compiler: 4 s of every job.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], weight_decay: float) -> None:
+        self.weight_decay = weight_decay
+        self.values = _alike(parameter.detach() for parameter in parameters)
+        self.means = [torch.zeros_like(value) for value in self.values]
+        self.squares = [torch.zeros_like(value) for value in self.values]
+        self.count = torch.zeros((), device=self.values[0].device)
+
+    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
+        self.count += 1
+        torch._fused_adamw_(
+            *(self.values, _alike(gradients), self.means, self.squares, [], [self.count] * len(self.values)),
+            lr=learning_rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _alike(stacked: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors of which no member's place in the stack decides how it is rounded: stacks of whole vectors, or rows."""
+    return [rows for tensor in stacked for rows in (tensor.unbind() if tensor[0].numel() % _LANES else (tensor,))]
 
 
 def _check_classes(member: Member, dataset: ImageDataset) -> None:

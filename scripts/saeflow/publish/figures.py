@@ -101,7 +101,7 @@ def hypotheses(table: pd.DataFrame) -> plt.Figure:
     axes.set(
         xlabel="AUROC on held-out images", ylabel="share of live latents at or above", xlim=(0.3, 1), ylim=(0, 1.02)
     )
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
     return figure
 
 

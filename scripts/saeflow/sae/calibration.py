@@ -1,7 +1,7 @@
 """Meet a target L0: choose the sparsity penalty, then shift the thresholds.
 
 Two steps, which know nothing of how an SAE is trained. `calibrate` asks a callable for SAEs at many penalties at once
-(one stacked batch), reads the penalty for the target off a line of log L0 against log penalty, and trains once more
+(one stacked batch), reads the penalty for the target off the curve of log L0 against log penalty, and trains once more
 around it. `adjust_threshold` then moves all thresholds by one amount, so that the calibration rows have the target
 number of active latents to the last one.
 """
@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import isotonic_regression
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
 from saeflow.sae.architectures import Gated, JumpReLU, ReLU, SparseAutoencoder, TopK
@@ -81,10 +82,11 @@ def penalty_grid(low: float, high: float, n: int) -> list[float]:
 
 
 def interpolate_penalty(points: Iterable[tuple[float, float]], target_l0: float) -> float:
-    """Penalty at which a line through (log penalty, log L0) passes the target.
+    """Penalty at which the curve through (log penalty, log L0) passes the target.
 
     The points are first made to fall (least-squares isotonic regression): L0 falls with the penalty but for the noise
-    of training.
+    of training. The curve is the monotone cubic of Fritsch and Butland (1984): L0 drops ever faster at large penalties,
+    where a broken line is far off.
 
     Arguments:
         points: (penalty, L0), in any order, at least two.
@@ -100,7 +102,13 @@ def interpolate_penalty(points: Iterable[tuple[float, float]], target_l0: float)
             f"target_l0 {target_l0:g} is outside the L0 reached, {l0s[-1]:.4g} to {l0s[0]:.4g}, "
             f"with penalties {penalties[0]:.4g} to {penalties[-1]:.4g}: {direction} penalties are needed"
         )
-    return float(np.exp(np.interp(np.log(target_l0), np.log(l0s[::-1]), np.log(penalties[::-1]))))
+    curve = PchipInterpolator(np.log(penalties), np.log(l0s) - math.log(target_l0))
+    # Rounding must not take the target out of a curve that ends at it.
+    ends = [math.log(penalty) for penalty in (penalties[0], penalties[-1])]
+    for end in ends:
+        if abs(curve(end)) < 1e-9:
+            return math.exp(end)
+    return math.exp(brentq(curve, *ends))
 
 
 def _falling(points: Iterable[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,21 +123,22 @@ def calibrate(
     goal: Goal,
     *,
     tolerance: float = 0.05,
-    extensions: int = 2,
+    extensions: int = 3,
+    refinements: int = 2,
 ) -> Calibration[Trained]:
     """Find the penalty at which training ends at a target L0.
 
-    Train the grid; while the target is outside the L0 reached, add one more grid on that side; unless the target is
-    met, interpolate and train three penalties around that value; take the SAE with the nearest L0. At most
-    2 + `extensions` calls of `train`, each of them one stacked batch. A distance that remains is logged:
-    `adjust_threshold` takes it away.
+    Train the grid; while the target is outside the L0 reached, go on by three steps of the grid on that side; until the
+    target is met, interpolate and train three penalties around that value; take the SAE with the nearest L0. Each round
+    is one call of `train`, a stacked batch. A distance that remains is logged: `adjust_threshold` takes it away.
 
     Arguments:
         train: SAEs (or whatever holds them, one per seed) for a list of penalties, in its order. With the same steps,
             data and seed at each call, L0 is a smooth curve.
         l0_of: mean active latents per vector of one of them, on rows that it was not trained on.
-        tolerance: relative distance of L0 from the target at which training ends before the refinement.
-        extensions: most grids added.
+        tolerance: relative distance of L0 from the target that ends the search.
+        extensions: most rounds beyond the grid.
+        refinements: most rounds around an interpolated penalty.
 
     Raises:
         CalibrationError: target still outside the L0 reached after all extensions.
@@ -138,7 +147,9 @@ def calibrate(
     def train_one(asked: list[tuple[None, float]]) -> Sequence[Trained]:
         return train([penalty for _, penalty in asked])
 
-    return calibrate_many(train_one, l0_of, {None: goal}, tolerance=tolerance, extensions=extensions)[None]
+    return calibrate_many(
+        train_one, l0_of, {None: goal}, tolerance=tolerance, extensions=extensions, refinements=refinements
+    )[None]
 
 
 def calibrate_many(
@@ -147,7 +158,8 @@ def calibrate_many(
     goals: Mapping[Key, Goal],
     *,
     tolerance: float = 0.05,
-    extensions: int = 2,
+    extensions: int = 3,
+    refinements: int = 2,
 ) -> dict[Key, Calibration[Trained]]:
     """`calibrate` for several variants or stores in step, so that each round is one pass over the activations.
 
@@ -159,7 +171,10 @@ def calibrate_many(
     Raises:
         CalibrationError: as `calibrate`; names the key.
     """
-    searches = {key: _search(goal, l0_of, tolerance, extensions, str(key or "SAE")) for key, goal in goals.items()}
+    searches = {
+        key: _search(goal, l0_of, tolerance, extensions, refinements, "SAE" if key is None else str(key))
+        for key, goal in goals.items()
+    }
     waiting = {key: next(search) for key, search in searches.items()}
     results: dict[Key, Calibration[Trained]] = {}
     while waiting:
@@ -175,7 +190,7 @@ def calibrate_many(
 
 
 def _search(
-    goal: Goal, l0_of: Callable[[Trained], float], tolerance: float, extensions: int, name: str
+    goal: Goal, l0_of: Callable[[Trained], float], tolerance: float, extensions: int, refinements: int, name: str
 ) -> Generator[list[float], list[Trained], Calibration[Trained]]:
     """Yields penalties to train, takes what was trained, returns the outcome."""
     runs: dict[float, tuple[float, Trained]] = {}
@@ -204,10 +219,12 @@ def _search(
         penalties, l0s = _falling(points())
         if met() or l0s[-1] <= aim <= l0s[0]:
             break
-        factor = float(penalties[-1]) / grid[0] * step if aim < l0s[-1] else float(penalties[0]) / grid[-1] / step
-        more = [penalty * factor for penalty in grid]
+        end, factor = (penalties[-1], step) if aim < l0s[-1] else (penalties[0], 1 / step)
+        more = [float(end) * factor**i for i in (1, 2, 3)]
         take(more, (yield more))
-    if not met():
+    for _ in range(refinements):
+        if met():
+            break
         try:
             center = interpolate_penalty(points(), aim)
         except CalibrationError as error:
