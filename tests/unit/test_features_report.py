@@ -14,8 +14,8 @@ import draw_feature_cards
 from saeflow import config
 from saeflow.activations import ActivationStore
 from saeflow.datasets.images import ImageDataset, ImageSplit
-from saeflow.features.analysis import Split
-from saeflow.features.report import COLUMNS
+from saeflow.features.analysis import Context, Split, analyze
+from saeflow.features.report import COLUMNS, report
 from saeflow.models import classifiers
 from saeflow.publish.cards import Features, card
 from saeflow.reproduce import manifest
@@ -59,7 +59,7 @@ def study(tmp_path_factory):
     return {"dataset": root / "data.npz", "weights": root / "net.safetensors"} | files
 
 
-def analyze(study, folder):
+def run_analysis(study, folder):
     folder.mkdir()
     cfg = {
         "features": config.Features(top_examples=20, pattern_examples=8, effect_examples=16).model_dump(mode="json"),
@@ -82,11 +82,11 @@ def analyze(study, folder):
 
 @pytest.fixture(scope="module")
 def outputs(study, tmp_path_factory):
-    return analyze(study, tmp_path_factory.mktemp("run") / "first")
+    return run_analysis(study, tmp_path_factory.mktemp("run") / "first")
 
 
 def test_equal_inputs_give_equal_bytes(study, outputs, tmp_path):
-    analyze(study, tmp_path / "second")
+    run_analysis(study, tmp_path / "second")
     first = outputs["tables"][0].parent
     assert manifest(first, [first]) == manifest(tmp_path / "second", [tmp_path / "second"])
 
@@ -117,22 +117,22 @@ def test_labels_and_images_are_found_by_the_source_of_the_rows(study, outputs):
 
 
 def test_a_dead_latent_has_nulls_and_no_examples(outputs):
-    report = json.loads(outputs["reports"][0].read_text())
-    dead = report["features"][7]
+    content = json.loads(outputs["reports"][0].read_text())
+    dead = content["features"][7]
     assert dead["dead"]
     assert dead["label"] == dead["promotes"] == -1
     assert dead["top_images"] == []
     for name in ("keep_r2_haufe", "keep_r2_random", "auroc", "flip_rate", "n_effective_labels", "r_ablation_addition"):
         assert dead[name] is None
-    assert report["summary"]["hypotheses"]["n_by_kind"]["dead"] >= 1
+    assert content["summary"]["hypotheses"]["n_by_kind"]["dead"] >= 1
 
 
 def test_the_report_says_what_its_columns_mean_and_rounds_to_six_digits(outputs):
-    report = json.loads(outputs["reports"][3].read_text())
-    assert report["sae"]["variant"] == "topk"
-    assert set(report["columns"]) == set(COLUMNS)
-    assert len(report["features"]) == report["summary"]["n_latents"] == 12
-    for value in report["features"][0].values():
+    content = json.loads(outputs["reports"][3].read_text())
+    assert content["sae"]["variant"] == "topk"
+    assert set(content["columns"]) == set(COLUMNS)
+    assert len(content["features"]) == content["summary"]["n_latents"] == 12
+    for value in content["features"][0].values():
         if isinstance(value, float):
             assert value == float(f"{value:.6g}")
 
@@ -174,6 +174,20 @@ def test_a_card_draws_long_texts_and_many_classes_inside_the_picture():
     assert (pixels[:, :20] == 127).all()
     assert (pixels[:, 980:] == 127).all()
     assert (pixels[-3:] == 127).all()
+
+
+def test_an_sae_without_a_live_latent_is_analyzed_and_reported():
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(40, 1, 4, 4, generator=generator), torch.arange(40) % 3
+    split = Split(images.flatten(1), images, labels)
+    sae = random_sae("jumprelu", 16, 8, dtype=torch.float32).replace(b_enc=torch.full((8,), -1e6))
+    found = analyze(
+        sae, split, split, lambda x: x.flatten(1), lambda v: v[:, :3], Context.of(split, split, 3), config.Features(), 0
+    )
+    content = report(found, {}, torch.arange(40))
+    assert content["summary"]["dead_share"] == 1
+    assert content["summary"]["hypotheses"]["n_by_kind"] == {"dead": 8}
+    json.dumps(content, allow_nan=False)
 
 
 @pytest.mark.usefixtures("unchecked")

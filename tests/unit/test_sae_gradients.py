@@ -17,7 +17,8 @@ SPECS = {
         config.MatryoshkaBatchTopK(architecture="matryoshka", d_sae=D_SAE, k=k, prefixes=(6, 15, D_SAE)) for k in (4, 6)
     ],
     "jumprelu": [
-        config.JumpReLU(architecture="jumprelu", d_sae=D_SAE, penalty=p, bandwidth=w) for p, w in ((0.3, 0.4), (0.5, 0.2))
+        config.JumpReLU(architecture="jumprelu", d_sae=D_SAE, penalty=p, bandwidth=w)
+        for p, w in ((0.3, 0.4), (0.5, 0.2))
     ],
     "gated": [config.Gated(architecture="gated", d_sae=D_SAE, penalty=p) for p in (0.3, 0.7)],
 }
@@ -84,7 +85,10 @@ def parameters_of(specs, seed=0):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     m = len(specs)
-    matrices = {"W_enc_T": draw(m, D_SAE, D_IN) / 3, "W_dec": torch.nn.functional.normalize(draw(m, D_SAE, D_IN), dim=2)}
+    matrices = {
+        "W_enc_T": draw(m, D_SAE, D_IN) / 3,
+        "W_dec": torch.nn.functional.normalize(draw(m, D_SAE, D_IN), dim=2),
+    }
     vectors = {name: 0.1 * draw(m, D_SAE) - 0.1 for name in objective_of(specs[0]).initial_vectors(specs[0])}
     return {**matrices, "b_dec": 0.3 * draw(m, D_IN), **vectors}
 

@@ -29,7 +29,9 @@ class ImageSplit:
 
     def inputs(self) -> Float32[np.ndarray, "images 1 h w"]:
         """Images in [0, 1]."""
-        return self.images.astype(np.float32) / 255 if self.images.dtype == np.uint8 else self.images
+        if self.images.dtype == np.float32:
+            return self.images
+        return np.divide(self.images, np.float32(255), dtype=np.float32)
 
 
 @dataclass(frozen=True)

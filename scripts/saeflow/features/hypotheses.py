@@ -82,7 +82,10 @@ def evidence(
     n_labels: int = 1,
     n_levels: int = 10,
 ) -> Evidence:
-    """Counts of a split; without labels (or properties) there is one label (or property) that says nothing."""
+    """Counts of a split; without labels (or properties) there is one label (or property) that says nothing.
+
+    They come back on the CPU: they are small, and CUDA has no deterministic cumulative sum.
+    """
     device, rows, latents = codes.values.device, codes.rows, codes.indices.long()
     labels = torch.zeros(len(codes), dtype=torch.int64, device=device) if labels is None else labels
     levels = torch.zeros(len(codes), 1, dtype=torch.int64, device=device) if levels is None else levels
@@ -96,7 +99,8 @@ def evidence(
         for level in levels.T
     ]
     total = [torch.bincount(labels * n_levels + level, minlength=n_labels * n_levels) for level in levels.T]
-    return Evidence(torch.stack(active, 2), torch.stack([t.view(n_labels, n_levels) for t in total], 1))
+    total = [t.view(n_labels, n_levels) for t in total]
+    return Evidence(torch.stack(active, 2).cpu(), torch.stack(total, 1).cpu())
 
 
 def choose(

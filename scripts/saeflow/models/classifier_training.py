@@ -92,11 +92,13 @@ def train(
         stacked = torch.device(device).type != "cpu" or n_parameters < STACK_BELOW
     how = "stacked" if stacked else "one after another"
     log.info("%s: %d members of %d parameters, %s", architecture, len(members), n_parameters, how)
-    images = torch.from_numpy(dataset.train.inputs()).to(device)
+    images, test_images = (torch.from_numpy(split.inputs()).to(device) for split in (dataset.train, dataset.test))
     labels = torch.from_numpy(dataset.train.labels).to(device)
     groups = [list(members)] if stacked else [[member] for member in members]
     classifier = concatenate([_fit(architecture, dataset, g, images, labels, settings, seed) for g in groups])
-    return Trained(classifier, _accuracies(classifier, dataset, members))
+    answers = (classifier.predict(x, batch_size=512).argmax(-1).cpu().numpy() for x in (images, test_images))
+    accuracies = [_accuracy(member, dataset, *own) for member, *own in zip(members, *answers, strict=True)]
+    return Trained(classifier, accuracies)
 
 
 def _fit(
@@ -155,7 +157,14 @@ class _AdamW:
     def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
         self.count += 1
         torch._fused_adamw_(
-            *(self.values, _alike(gradients), self.means, self.squares, [], [self.count] * len(self.values)),
+            *(
+                self.values,
+                _alike(g.contiguous() for g in gradients),
+                self.means,
+                self.squares,
+                [],
+                [self.count] * len(self.values),
+            ),
             lr=learning_rate,
             beta1=0.9,
             beta2=0.999,
@@ -190,17 +199,22 @@ def _order(own: np.ndarray, n: int, seed: int) -> Int[Tensor, " n"]:
     return torch.cat(passes)[:n]
 
 
-def _accuracies(classifier: StackedClassifier, dataset: ImageDataset, members: Sequence[Member]) -> list[Accuracy]:
-    """Accuracy of each member on both splits."""
+def _accuracy(
+    member: Member,
+    dataset: ImageDataset,
+    train_answers: Int[np.ndarray, " train"],
+    test_answers: Int[np.ndarray, " test"],
+) -> Accuracy:
+    """Accuracy of a member on the images of its own classes."""
 
-    def right(split: ImageSplit) -> np.ndarray:
-        return classifier.predict(torch.from_numpy(split.inputs())).argmax(-1).cpu().numpy() == split.labels
+    def share_right(split: ImageSplit, answers: np.ndarray, *classes: int) -> float:
+        asked = np.isin(split.labels, classes)
+        return float((answers[asked] == split.labels[asked]).mean())
 
-    right_train, right_test = right(dataset.train), right(dataset.test)
-    accuracies = []
-    for i, member in enumerate(members):
-        train, test = (np.isin(split.labels, member.classes) for split in (dataset.train, dataset.test))
-        by_class = {c: float(right_test[i][dataset.test.labels == c].mean()) for c in member.classes}
-        accuracies.append(Accuracy(float(right_train[i][train].mean()), float(right_test[i][test].mean()), by_class))
-        log.info("role %s, seed %d: test accuracy %.4f", member.role, member.seed, accuracies[-1].test)
-    return accuracies
+    accuracy = Accuracy(
+        train=share_right(dataset.train, train_answers, *member.classes),
+        test=share_right(dataset.test, test_answers, *member.classes),
+        test_by_class={label: share_right(dataset.test, test_answers, label) for label in member.classes},
+    )
+    log.info("role %s, seed %d: test accuracy %.4f", member.role, member.seed, accuracy.test)
+    return accuracy

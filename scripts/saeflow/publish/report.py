@@ -77,8 +77,9 @@ def _installed(package: str) -> bool:
 
 
 def _rows(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """Header and cells of a summary, each metric as `mean ± standard deviation`."""
-    names = [name for name in table.columns if not name.endswith("_std")]
+    """Header and cells of a summary, each metric as `mean ± standard deviation`; names that never change are left out."""
+    same = [name for name in ("role", "hook_point") if table[name].nunique() == 1]
+    names = [name for name in table.columns if not name.endswith("_std") and name not in same]
     rows = []
     for _, row in table.iterrows():
         cells = []

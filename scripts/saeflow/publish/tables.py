@@ -10,7 +10,6 @@ SAE_GROUP = ("architecture", "role", "hook_point", "variant")
 SAE_METRICS = (
     "l0",
     "explained_variance",
-    "mse",
     "accuracy_clean",
     "accuracy_spliced",
     "accuracy_change_pp",

@@ -1,8 +1,8 @@
 """Members of one variant and size that are trained as one: every tensor has a leading member axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class Member:
     store: int = 0
 
 
+@runtime_checkable
 class Splice(Protocol):
     """A loss of the model's output with reconstructions spliced in."""
 
@@ -65,7 +66,7 @@ class Stack:
     Arguments:
         members: of one variant, d_in and d_sae.
         stores: activation stores that `Member.store` counts.
-        normalizations: one per store.
+        normalizations: by the number of the store.
         splice: loss for members with `splice_kl`.
     """
 
@@ -73,7 +74,7 @@ class Stack:
         self,
         members: Sequence[Member],
         stores: Sequence[Any],
-        normalizations: Sequence[Normalization],
+        normalizations: Mapping[int, Normalization],
         training: config.Training,
         *,
         device: torch.device | str = "cpu",
