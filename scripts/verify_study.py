@@ -19,7 +19,7 @@ def main(*, manifest: Path, verdict: Path, cfg: dict) -> None:
         comparison = reproduce.compare_manifests(ours, reproduce.read_manifest(reference))
     logging.info("compared with %s\n%s", reference, "\n".join(comparison.lines()))
     if not comparison.equal:
-        raise reproduce.Different("\n".join(comparison.lines()))
+        raise reproduce.DifferentError("\n".join(comparison.lines()))
     verdict.write_text(f"{comparison.lines()[0]}; reference {reference}\n")
 
 

@@ -84,7 +84,7 @@ class Comparison:
         ]
 
 
-class Different(Exception):
+class DifferentError(Exception):
     """A study is not what its reference says; the message is the list of differences."""
 
 

@@ -3,8 +3,8 @@
     python sae_lens_side.py FOLDER
 
 FOLDER/ours/<name>/ are saved SAEs, FOLDER/x.safetensors the activations to run them on. Written:
-FOLDER/ours.safetensors (latents and reconstructions by sae_lens), FOLDER/metadata.json (what it read of each),
-FOLDER/theirs/<name>/ (SAEs that sae_lens saved) and FOLDER/theirs.safetensors.
+FOLDER/ours.safetensors (latents and reconstructions by sae_lens), FOLDER/read.json (metadata that it read of each, and
+its explained variance), FOLDER/theirs/<name>/ (SAEs that sae_lens saved) and FOLDER/theirs.safetensors.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.registry import get_sae_class
 from safetensors.torch import load_file, save_file
 
@@ -48,13 +49,21 @@ def foreign(d_in, d_sae):
 
 def main(folder: Path) -> None:
     x = load_file(folder / "x.safetensors")["x"]
-    ours, metadata = {}, {}
+    ours, read = {}, {}
     for directory in sorted((folder / "ours").iterdir()):
         sae = SAE.load_from_disk(directory)
-        ours |= {f"{directory.name}/{key}": value for key, value in run(sae, x).items()}
-        metadata[directory.name] = {"architecture": sae.cfg.architecture(), **sae.cfg.metadata.to_dict()}
+        values = run(sae, x)
+        ours |= {f"{directory.name}/{key}": value for key, value in values.items()}
+        calculator = ExplainedVarianceCalculator()
+        for rows, reconstructed in zip(x.split(150), values["reconstruction"].split(150), strict=True):
+            calculator.add_batch(reconstructed, rows)
+        read[directory.name] = {
+            "architecture": sae.cfg.architecture(),
+            "explained_variance": calculator.compute(),
+            "metadata": sae.cfg.metadata.to_dict(),
+        }
     save_file(ours, folder / "ours.safetensors")
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "read.json").write_text(json.dumps(read))
 
     theirs = {}
     for name, sae in foreign(x.shape[1], 4 * x.shape[1]):

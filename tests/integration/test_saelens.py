@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from saeflow.sae.calibration import adjust_threshold
 from saeflow.sae.formats import load, save
+from saeflow.sae.metrics import evaluate
 
 D_IN, D_SAE, N = 48, 192, 400
 TOLERANCE = 1e-6  # of the largest value in the tensor: float32 resolves 1.2e-7
@@ -83,10 +84,18 @@ def test_sae_lens_encodes_and_decodes_what_we_save_as_we_do(exchange, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sae_lens_keeps_the_metadata(exchange, name):
-    read = json.loads((exchange / "metadata.json").read_text())[name]
-    assert read.items() >= METADATA.items()
+    read = json.loads((exchange / "read.json").read_text())[name]
+    assert read["metadata"].items() >= METADATA.items()
     saved_as = {"relu": "standard", "topk": "topk", "gated": "gated"}
     assert read["architecture"] == saved_as.get(name.removesuffix("_normalized"), "jumprelu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_explained_variance_is_that_of_sae_lens(exchange, name):
+    x = load_file(exchange / "x.safetensors")["x"]
+    ours = evaluate(load(exchange / "ours" / name), x)["explained_variance"]
+    theirs = json.loads((exchange / "read.json").read_text())[name]["explained_variance"]
+    assert ours == pytest.approx(theirs, rel=1e-5)  # it sums float32 squares
 
 
 @pytest.mark.parametrize("name", ["standard", "jumprelu", "gated", "topk", "batchtopk"])

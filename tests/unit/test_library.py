@@ -38,6 +38,6 @@ def test_imports_run_one_way_down_the_layers():
             target = imported.relative_to(library.PACKAGE).with_suffix("").parts
             if target == ("__init__",) or target[0] == parts[0]:
                 continue
-            assert layers[target[0]] < layers[parts[0]] or layers[target[0]] == layers[parts[0]] == 0, (
-                f"{parts} imports {target}"
-            )
+            below = layers[target[0]] < layers[parts[0]]
+            # The chapters know nothing of one another; data and models, beside each other, may.
+            assert below or (layers[target[0]] == layers[parts[0]] != 3), f"{parts} imports {target}"

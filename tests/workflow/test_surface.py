@@ -1,5 +1,6 @@
 """What the workflow shows before any job runs: graphs, plans, refusals, and the house rules of its files."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import rulegraph
 import yaml
 from conftest import ROOT, Project
+
+from saeflow.library import modules_of
 
 SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = [rule for path in SMK for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]]
@@ -134,3 +137,27 @@ def test_profiles_are_valid(project):
         path = Path("workflow/profiles") / profile / "profile.yaml"
         assert yaml.safe_load((ROOT / path).read_text())
     assert project.planned("--workflow-profile", str(ROOT / "workflow/profiles/local"), "datasets")
+
+
+def imported_packages(script: str) -> set[str]:
+    """Packages beyond the standard library that a script and its library files import at their top level."""
+    files = [ROOT / "scripts" / f"{script}.py", *map(Path, modules_of(ROOT / "scripts" / f"{script}.py"))]
+    names = set()
+    for file in files:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"saeflow"}
+
+
+def test_every_rule_finds_what_it_imports_in_its_conda_environment():
+    packages = {"sklearn": "scikit-learn", "torch": "pytorch", "yaml": "pyyaml", "PIL": "pillow"}
+    packages |= {"matplotlib": "matplotlib-base"}
+    for rule in SCRIPTED:
+        script = re.search(r"scripts/(\w+)\.py", rule).group(1)
+        environment = yaml.safe_load((ROOT / "envs" / re.search(r"envs/(\w+\.yaml)", rule).group(1)).read_text())
+        there = {spec.partition("=")[0] for spec in environment["dependencies"]}
+        needed = {packages.get(name, name) for name in imported_packages(script)}
+        assert needed <= there, (script, needed - there)

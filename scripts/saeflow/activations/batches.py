@@ -172,16 +172,14 @@ class Batches(Iterator[Tensor]):
             self._order.take(epoch, at, out[done : done + m])
             done += m
         self.position += 1
-        # Half as many bytes cross to the device if it does the conversion.
+        # The device converts, so that only the store's bytes cross to it.
         return out.to(self._device, non_blocking=True).to(self._dtype)
 
     def _stage(self, n: int) -> Shaped[Tensor, "n width"]:
         """Memory to pick rows into, of the store's type."""
-        if self._device.type == "cuda":
+        if self._device.type != "cpu" or self._rows.dtype == self._dtype:
             # torch keeps pinned memory from being reused before its copy to the device is done.
-            return self._rows.empty(n, pin=True)
-        if self._rows.dtype == self._dtype:
-            return self._rows.empty(n)
+            return self._rows.empty(n, pin=self._device.type == "cuda")
         if len(self._staging) < n:
             self._staging = self._rows.empty(n)
         return self._staging[:n]

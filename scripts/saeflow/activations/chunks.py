@@ -85,9 +85,8 @@ class FileChunk(Chunk):
             self._check()
             n = self.n_rows * self._width
             # Unlike numpy's, torch's memory map does not keep the file open.
-            self._mapped = torch.from_file(str(self.path), shared=False, size=n, dtype=self._dtype).view(
-                -1, self._width
-            )
+            rows = torch.from_file(str(self.path), size=n, dtype=self._dtype)
+            self._mapped = rows.view(-1, self._width)
         return self._mapped
 
     def read(self, runs: Runs, out: Shaped[Tensor, "n width"]) -> None:

@@ -9,8 +9,10 @@ the rows of a buffer are permuted in memory. What it guarantees, with m the bloc
 - each epoch shows every row exactly once;
 - a batch is a uniform draw without replacement from the m or more blocks of its buffer, which are a uniform draw from
   the whole store; a store that fits into one buffer is permuted exactly;
-- if the rows of one block were all alike, and blocks independent, the mean of a batch of b rows would have
+- if the rows of one block were all alike, and blocks independent, the mean of a batch of b rows would have at most
   (1 + b / m) times the variance that independent rows give: the worst case, `Quality.variance_ratio`.
+
+With the store's default sizes m is 1,024 or more wherever a row takes 64 KiB or less.
 """
 
 from dataclasses import dataclass

@@ -234,7 +234,7 @@ def hypothesize(
             texts.append("always fires")
         elif fires < min_active:
             kinds.append("rare")
-            texts.append(f"too rare for a hypothesis ({fires} rows); closest: {sentence}")
+            texts.append(f"too rare for a hypothesis ({fires} row{'s' * (fires > 1)}); closest: {sentence}")
         elif good < least:
             kinds.append("none")
             texts.append(f"no simple hypothesis; closest: {sentence}")

@@ -16,13 +16,12 @@ from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.models.classifiers import ClassifierError, StackedClassifier, concatenate
 from saeflow.reproduce import child_seed
 
-STACK_BELOW = 1_000_000
-"""Parameters of a member from which on a CPU trains one after another: stacked is no faster there, and takes m times
-the memory.
+STACK_BELOW = 500_000
+"""Parameters of a member from which on a CPU trains one after another: no slower than stacked there, in less memory.
 
 Measured on one thread (benchmarks/stacked_classifiers.py), stacked is so many times as fast, with 3 and 12 members:
-2.1 to 2.6 and 2.5 to 4.4 at 10k parameters, 1.6 and 2.1 at 40k, 1.5 and 1.5 at 100k, 1.2 and 1.3 to 1.5 at 200k to
-330k, 1.0 and 1.1 at 575k, 1.1 and 0.9 at 1.1M.
+1.9 to 2.1 and 2.7 to 4.0 at 10k parameters, 1.7 and 2.1 at 40k, 1.3 to 1.4 and 1.3 to 1.6 at 50k to 130k, 1.1 and 0.9
+to 1.1 at 200k to 330k, 1.0 to 1.1 and 0.85 to 1.0 from 575k on.
 """
 
 # The fused kernel rounds what is left over after whole vectors unlike the rest; 16 floats are a CPU's widest vector.

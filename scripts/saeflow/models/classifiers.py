@@ -76,7 +76,7 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_members, channels))
 
     def forward(self, x: Float[Tensor, "members images d_in"]) -> Float[Tensor, "members images d_out"]:
-        # One call per member: a grouped convolution measured 0.6 to 1.4 times as fast, and rounds unlike one alone.
+        # One call per member: a grouped convolution measured 0.5 (28 x 28) to 1.6 (8 x 8) times as fast.
         images = x.unflatten(-1, self.shape_in)
         members = zip(images, self.weight, self.bias, strict=True)
         return torch.stack([nn.functional.conv2d(i, w, b, stride=2, padding=1).flatten(1) for i, w, b in members])

@@ -81,7 +81,7 @@ def feature_rates(table: pd.DataFrame) -> plt.Figure:
 
 
 def hypotheses(table: pd.DataFrame) -> plt.Figure:
-    """Held-out score of every latent's hypothesis beside the score of the same rule on shuffled labels."""
+    """Held-out score of every latent's hypothesis beside the score of the same rule on shuffled images."""
     variants = table["variant"].unique()
     figure, axes = plt.subplots(figsize=(COLUMN, 2.4))
     grid = np.linspace(0, 1, 201)
@@ -96,7 +96,7 @@ def hypotheses(table: pd.DataFrame) -> plt.Figure:
         )
     null = np.sort(alive["auroc_null"].dropna())
     axes.plot(
-        grid, 1 - np.searchsorted(null, grid) / max(len(null), 1), color="0.5", linestyle="--", label="shuffled labels"
+        grid, 1 - np.searchsorted(null, grid) / max(len(null), 1), color="0.5", linestyle="--", label="shuffled images"
     )
     axes.set(
         xlabel="AUROC on held-out images", ylabel="share of live latents at or above", xlim=(0.3, 1), ylim=(0, 1.02)

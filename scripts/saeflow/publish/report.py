@@ -21,7 +21,7 @@ CAPTIONS = {
     "feature_rates": "How often latents fire on the held-out split; the leftmost bin holds the latents that fire on "
     "fewer than 1 in 10,000 images, dead ones among them.",
     "hypotheses": "How well each latent's hypothesis, chosen on the training split, tells on held-out images when the "
-    "latent fires (AUROC); dashed: the same procedure with shuffled labels.",
+    "latent fires (AUROC); dashed: the same with the images shuffled against the latent.",
 }
 PACKAGES = ("torch", "numpy", "zarr", "safetensors", "scikit-learn", "snakemake")
 
@@ -77,7 +77,7 @@ def _installed(package: str) -> bool:
 
 
 def _rows(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """Header and cells of a summary, each metric as `mean ± standard deviation`; names that never change are left out."""
+    """Header and cells of a summary, metrics as `mean ± standard deviation`; names that never change are left out."""
     same = [name for name in ("role", "hook_point") if table[name].nunique() == 1]
     names = [name for name in table.columns if not name.endswith("_std") and name not in same]
     rows = []

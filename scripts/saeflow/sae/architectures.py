@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, pad
 
 from saeflow.sae.codes import Codes, batches_of
 
@@ -109,7 +109,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """x_hat = z W_dec + b_dec, in the store's own units; from codes, only the active rows of W_dec are read."""
         if not isinstance(z, Codes):
             return z @ self.W_dec + self.b_dec
-        sums = F.embedding_bag(
+        sums = embedding_bag(
             z.indices.long(),
             self.W_dec,
             z.offsets,
@@ -206,7 +206,7 @@ class TopK(SparseAutoencoder):
         indices, order = indices.sort(dim=-1)
         values = values.gather(-1, order)
         active = values > 0
-        offsets = F.pad(active.sum(-1).cumsum(0), (1, 0))
+        offsets = pad(active.sum(-1).cumsum(0), (1, 0))
         return Codes(values[active], indices[active].int(), offsets, self.d_sae)
 
 

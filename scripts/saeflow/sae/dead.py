@@ -8,9 +8,6 @@ from torch import Tensor
 
 from saeflow.sae.kernels import top_k
 
-# An encoder row starts at this share of the mean length of those that live (Bricken et al. 2023).
-_ENCODER_SHARE = 0.2
-
 
 class FiringCounter:
     """Activation vectors since each latent last fired.
@@ -105,8 +102,8 @@ def auxk(
     """AuxK: dead latents learn what x_hat misses.
 
     L_aux = coefficient * mean |x|^2 * (mean |e - z_aux W_dec|^2 / mean |e|^2);  e = x - x_hat held fixed, z_aux the k
-    largest preactivations of dead latents.  Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2;
-    both losses there are divided by the mean square of their targets, here both are in units of x.
+    largest preactivations of dead latents.  Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix
+    A.2; both losses there are divided by the mean square of their targets, here both are in units of x.
 
     Preactivations are taken as they are, not rectified: a latent that is below zero everywhere must get a gradient.
     Only columns of dead latents are worked on.
@@ -145,14 +142,17 @@ def resample(
     error: Float[Tensor, "b d_in"],
     centered: Float[Tensor, "b d_in"],
     W_enc_T: Float[Tensor, "d_sae d_in"],
+    length: float,
     generator: torch.Generator,
 ) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d_in"], Float[Tensor, "k d_in"]]:
     """Re-initialise dead latents as activation vectors that are poorly reconstructed.
 
-    A vector is drawn with probability proportional to its squared loss; the decoder row becomes its direction, the encoder
-    row the same at 0.2 of the living rows' mean length. Bricken et al. 2023, "Towards Monosemanticity", appendix.
-    The draw is from the current batch, so no more latents than it has rows are revived at a time.
+    A vector is drawn with probability proportional to its squared loss; the decoder row becomes its direction, the
+    encoder row the same, shorter. Bricken et al. 2023, "Towards Monosemanticity", appendix. The draw is from the
+    current batch, so no more latents than it has rows are revived at a time.
 
+    Arguments:
+        length: of the new encoder rows, relative to the mean of the living ones.
     Returns:
         latents, their rows of W_dec and of W_enc_T.
     """
@@ -161,5 +161,5 @@ def resample(
     drawn = torch.multinomial(weights, latents.numel(), generator=generator).to(centered.device)
     rows = torch.nn.functional.normalize(centered.index_select(0, drawn), dim=1)
     living = W_enc_T[~dead]
-    length = living.norm(dim=1).mean() if living.numel() else W_enc_T.norm(dim=1).mean()
-    return latents, rows, rows * (_ENCODER_SHARE * length)
+    typical = living.norm(dim=1).mean() if living.numel() else W_enc_T.norm(dim=1).mean()
+    return latents, rows, rows * (length * typical)

@@ -1,7 +1,7 @@
 """Products of sparse codes with dense matrices, forward and for gradients, and the selection of active entries.
 
-Members that are trained together are stacked: preactivations are [m, b, d_sae], and one call serves all of them, because
-row r = member * b + i of the flattened batch and latent c = member * d_sae + f of the flattened dictionary are unique.
+Members that are trained together are stacked: preactivations are [m, b, d_sae], and one call serves all of them,
+because row member * b + i of the flattened batch and latent member * d_sae + f of the flattened dictionary are unique.
 
 What wins was measured on one thread of a CPU with AVX-512 (batch 4096, 512 -> 4096, k 32; a dense product is 183 ms):
 decoding by `embedding_bag` 5 ms, by a CSR product 9; gradients of code values by `sampled_addmm` 6.5, by the backward

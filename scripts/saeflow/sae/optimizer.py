@@ -14,7 +14,7 @@ _EPSILON = 1e-8
 
 
 def learning_rate(training: config.Training, step: int) -> float:
-    """Step size of step 0, 1, ...: a linear rise, a plateau, and a linear fall that would reach 0 after the last step."""
+    """Step size of step 0, 1, ...: a linear rise, a plateau, a linear fall that would reach 0 after the last step."""
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     falling = training.decay_share * training.steps
     fall = min(1.0, (training.steps - step) / falling) if falling else 1.0
@@ -29,9 +29,9 @@ def penalty_warmup(training: config.Training, step: int) -> float:
 class Adam:
     """theta -= lr * m_hat / (sqrt(v_hat) + 1e-8), with betas 0.9 and 0.999; rows of W_dec keep length 1.
 
-    Kingma & Ba 2015. Of W_dec's gradient, the part along each row is removed before the step and the row is brought back to
-    length 1 after it (Bricken et al. 2023). Matrices are updated block by block of rows, so that no gradient of a whole
-    matrix is needed.
+    Kingma & Ba 2015. Of W_dec's gradient, the part along each row is removed before the step and the row is brought back
+    to length 1 after it (Bricken et al. 2023). Matrices are updated block by block of rows, so that no gradient of a
+    whole matrix is needed.
 
     Arguments:
         parameters: matrices [m, d_sae, d_in] and vectors [m, n]; updated in place.

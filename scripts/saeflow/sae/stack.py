@@ -17,9 +17,9 @@ from saeflow.sae.initialization import Normalization, initial_parameters
 from saeflow.sae.objectives import BatchTopK, Objective, objective_of
 from saeflow.sae.optimizer import Adam, learning_rate, penalty_warmup
 
-# Above this share of active latents dense products are faster. CPU, one thread: sparse / dense is 0.28 at 1 %, 0.43 at 5 %,
-# 0.73 at 12 % and 1.1 at 20 % for 512 -> 4096, batch 4096, and breaks even at 10 to 25 % for smaller ones. CUDA, not
-# measured: a sparse product is bound by memory, 2 k bytes where a dense one costs 2 d_sae operations, a ratio of about 230.
+# Above this share of active latents dense products are faster. CPU, one thread, 512 -> 4096, batch 4096: the sparse route
+# takes 0.28 of the dense one's time at 1 %, 0.43 at 5 %, 0.73 at 12 %, 1.1 at 20 %; smaller SAEs break even at 10 to 25 %.
+# CUDA, from data sheets: bytes read for k entries against operations for d_sae break even at a ratio of about 230.
 _DENSE_SHARE = {"cpu": 0.12, "cuda": 1 / 230}
 # Steps between looks at what needs the host: which latents are dead, and which route is faster.
 _REFRESH = 16
@@ -165,7 +165,8 @@ class Stack:
         for i, dead in enumerate(self.counter.dead):
             if not bool(dead.any()):
                 continue
-            latents, *rows = resample(dead, error[i], centered[i], parameters["W_enc_T"][i], self._generators[i])
+            length, generator = self.objective.resampled_length, self._generators[i]
+            latents, *rows = resample(dead, error[i], centered[i], parameters["W_enc_T"][i], length, generator)
             parameters["W_dec"][i, latents], parameters["W_enc_T"][i, latents] = rows
             vectors = self.objective.initial_vectors(self.specs[i])
             for name, value in vectors.items():

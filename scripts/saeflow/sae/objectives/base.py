@@ -73,6 +73,8 @@ class Objective(ABC):
     bias: ClassVar[str] = "b_enc"
     has_penalty: ClassVar[bool] = False
     needs_whole_batch: ClassVar[bool] = False
+    # Length of a resampled encoder row relative to the living ones, as in Bricken et al. 2023.
+    resampled_length: ClassVar[float] = 0.2
 
     def __init__(self, specs: Sequence[config.SparseAutoencoder], parameters: dict[str, Tensor]) -> None:
         self.specs = tuple(specs)
@@ -147,7 +149,12 @@ class Objective(ABC):
         """z from all preactivations [m, c, d_sae]; may overwrite p."""
 
     def _dense_backward(self, p: Tensor, z: Tensor, dz: Tensor, rows: slice, step: Step) -> Tensor:
-        """Gradient of p, given that of z; may overwrite dz. `p` is as `_dense_values` left it, `rows` where it lies in x."""
+        """Gradient of p, given that of z; may overwrite dz.
+
+        Arguments:
+            p: as `_dense_values` left it.
+            rows: where it lies in the batch.
+        """
         return torch.ops.aten.threshold_backward.grad_input(dz, z, 0, grad_input=dz)
 
     def _sparsity(self, p: Tensor, z: Tensor) -> Tensor | None:

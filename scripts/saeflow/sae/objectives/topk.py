@@ -21,6 +21,9 @@ class TopK(Objective):
     Gao et al. 2024, "Scaling and evaluating sparse autoencoders", eq. 3.
     """
 
+    # A shorter row would never be among the k largest.
+    resampled_length = 1.0
+
     def __init__(self, specs: Sequence[config.Sparse], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
         self.k = max(spec.k for spec in specs)
@@ -70,6 +73,7 @@ class BatchTopK(Objective):
     """
 
     needs_whole_batch = True
+    resampled_length = 1.0
 
     def __init__(self, specs: Sequence[config.Sparse], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
@@ -123,17 +127,23 @@ class BatchTopK(Objective):
 
     def _dense_values(self, p: Tensor) -> Tensor:
         flat = p.relu_().view(self.m, -1)
-        counts = [spec.k * p.shape[1] for spec in self.specs]
-        self.threshold = torch.stack([kernels.kth_largest(flat[i], n) for i, n in enumerate(counts)])
+        thresholds = []
+        for i, spec in enumerate(self.specs):
+            n, candidates = spec.k * p.shape[1], flat[i]
+            if self.threshold is not None:
+                above = candidates[candidates > self.threshold[i] * _BOUND]
+                candidates = above if above.numel() >= n else candidates
+            thresholds.append(kernels.kth_largest(candidates, n))
+        self.threshold = torch.stack(thresholds)
         return p.mul_(p >= self.threshold[:, None, None])
 
 
 class MatryoshkaBatchTopK(BatchTopK):
-    """L = mean over prefixes g of |x - x_hat_g|^2;  x_hat_g = sum_{f < prefix_g} z_f W_dec,f + b_dec, z as in BatchTopK.
+    """L = mean over prefixes g of |x - x_hat_g|^2;  x_hat_g = sum_{f < prefix_g} z_f W_dec,f + b_dec,  z as in BatchTopK.
 
-    Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse autoencoders"; the paper sums over prefixes,
-    the mean keeps the loss in the units of the other variants. A latent's output gradient is the sum over the prefixes that
-    hold it, so that each group of latents between two prefixes is decoded once.
+    Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse autoencoders"; the paper sums over
+    prefixes, the mean keeps the loss in the units of the other variants. A latent's output gradient is the sum over the
+    prefixes that hold it, so that each group of latents between two prefixes is decoded once.
     """
 
     def __init__(self, specs: Sequence[config.MatryoshkaBatchTopK], parameters: dict[str, Tensor]) -> None:
