@@ -10,14 +10,15 @@ from saeflow.datasets import images
 from saeflow.rule import run
 
 
-def main(*, dataset: Path, cfg: dict, raw: Path | None = None) -> None:
+def main(*, raw: list[Path], dataset: Path, cfg: dict) -> None:
     """
     Arguments:
+        raw: raw files, or the one folder that they are in; none for the embedded digits.
         dataset: .npz to write.
-        raw: folder with the raw files; not used by the embedded digits.
         cfg: `dataset` (section) and `seed` (root, splits the digits).
     """
-    images.build(config.Data.model_validate(cfg["dataset"]), seed=cfg["seed"], folder=raw).save(dataset)
+    folder = next((path if path.is_dir() else path.parent for path in raw), None)
+    images.build(config.Data.model_validate(cfg["dataset"]), seed=cfg["seed"], folder=folder).save(dataset)
 
 
 if __name__ == "__main__":

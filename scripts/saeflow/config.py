@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,6 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -84,16 +86,27 @@ class Role(Section):
         return self
 
 
+def _each_once(values: tuple) -> tuple:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise PydanticCustomError("repeated", "It names {twice} twice", {"twice": ", ".join(map(str, twice))})
+    return values
+
+
+HookPoint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)]
+
+
 class Classifiers(Section):
     """The networks under study: every architecture x role x seed."""
 
-    architectures: tuple[Architecture, ...] = Field(
+    architectures: Annotated[tuple[Architecture, ...], AfterValidator(_each_once)] = Field(
         ("SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"), min_length=1, description="Architectures, by name."
     )
     roles: dict[Name, Role] = Field(
         {"full": Role(classes=tuple(range(10)))}, min_length=1, description="Class subsets by role name."
     )
-    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1, description="One network per seed.")
+    seeds: Seeds = Field((0, 1, 2), min_length=1, description="One network per seed.")
     epochs: PositiveInt = Field(40, description="Passes over the training split.")
     batch_size: PositiveInt = Field(64, description="Images per step.")
     learning_rate: PositiveFloat = Field(2e-3, description="Peak step size of Adam; decays to 0 by a cosine.")
@@ -103,7 +116,7 @@ class Classifiers(Section):
 class Activations(Section):
     """What is captured from each network, and how it is stored."""
 
-    hook_points: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")], ...] = Field(
+    hook_points: Annotated[tuple[HookPoint, ...], AfterValidator(_each_once)] = Field(
         ("last.pre",),
         min_length=1,
         description="`<layer>.pre` or `<layer>.post`, before or after the nonlinearity. `first` and `last` name the "
@@ -247,7 +260,7 @@ class SAEs(Section):
     """The sparse autoencoders: every variant x seed on every store."""
 
     variants: dict[Name, Variant] = Field(min_length=1, description="SAEs by name.")
-    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1, description="SAE seeds per activation store.")
+    seeds: Seeds = Field((0,), min_length=1, description="SAE seeds per activation store.")
     training: Training = Field(Training(), description="Optimisation.")
 
 
@@ -255,7 +268,7 @@ class Cards(Section):
     """Which SAEs get one picture per feature."""
 
     variants: tuple[Name, ...] = Field((), description="Variants by name; empty draws none.")
-    seeds: tuple[NonNegativeInt, ...] = Field((0,), description="Classifier seeds.")
+    seeds: Seeds = Field((0,), description="Classifier seeds.")
 
 
 class Features(Section):

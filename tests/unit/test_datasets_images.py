@@ -42,7 +42,7 @@ def test_a_split_without_an_image_of_a_class_is_refused(share):
 def test_equal_data_is_equal_bytes_and_comes_back_as_it_was(tmp_path):
     cfg = {"dataset": config.Data().model_dump(mode="json"), "seed": 3}
     for name in ("a.npz", "b.npz"):
-        build_dataset.main(dataset=tmp_path / name, cfg=cfg)
+        build_dataset.main(raw=[], dataset=tmp_path / name, cfg=cfg)
     assert sha256_file(tmp_path / "a.npz") == sha256_file(tmp_path / "b.npz")
     built, loaded = images.build(config.Data(), seed=3), ImageDataset.load(tmp_path / "a.npz")
     assert (loaded.name, loaded.n_classes, loaded.shape) == ("digits", 10, (8, 8))

@@ -6,14 +6,22 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from saeflow import config as saeflow_config
+from saeflow.datasets import files
 from saeflow.library import modules_of
 
 try:
     STUDY = saeflow_config.parse(config)
-except saeflow_config.ConfigError as error:
+    DATASET = STUDY.dataset.name
+    # Files that the study names, else the folder that they are downloaded to; an embedded set has none.
+    if DATASET == "digits":
+        RAW = []
+    elif STUDY.dataset.data_dir:
+        RAW = list(map(str, files.find(DATASET, STUDY.dataset.data_dir)))
+    else:
+        RAW = ["data/{dataset}"]
+except (saeflow_config.ConfigError, files.DatasetError) as error:
     raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
-DATASET = STUDY.dataset.name
 ARCHITECTURES = STUDY.classifiers.architectures
 ROLES = tuple(STUDY.classifiers.roles)
 SEEDS = STUDY.classifiers.seeds
@@ -70,13 +78,6 @@ def each(pattern, **values):
 def outputs_of(rule, **values):
     """All files that a rule makes in this study."""
     return each([str(path) for path in rule.output], **values)
-
-
-def dataset_files(wildcards):
-    """Folder with the raw files: the one that the study names, else the download; an embedded set has none."""
-    if DATASET == "digits":
-        return []
-    return STUDY.dataset.data_dir or f"data/{wildcards.dataset}"
 
 
 def stores(split):

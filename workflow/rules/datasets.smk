@@ -24,7 +24,7 @@ rule download_dataset:
 
 rule build_dataset:
     input:
-        raw=dataset_files,
+        raw=RAW,
         lib=library("build_dataset"),
     output:
         dataset="<results>/datasets/{dataset}.npz",

@@ -29,9 +29,9 @@ def penalty_warmup(training: config.Training, step: int) -> float:
 class Adam:
     """theta -= lr * m_hat / (sqrt(v_hat) + 1e-8), with betas 0.9 and 0.999; rows of W_dec keep length 1.
 
-    Kingma & Ba 2015. Of W_dec's gradient, the part along each row is removed before the step and the row is brought back
-    to length 1 after it (Bricken et al. 2023). Matrices are updated block by block of rows, so that no gradient of a
-    whole matrix is needed.
+    Kingma & Ba 2015. Of W_dec's gradient, the part along each row is removed before the step, and the row is brought
+    back to length 1 after it (Bricken et al. 2023). Matrices are updated block by block of rows, so that no gradient of
+    a whole matrix is needed.
 
     Arguments:
         parameters: matrices [m, d_sae, d_in] and vectors [m, n]; updated in place.

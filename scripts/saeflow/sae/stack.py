@@ -17,9 +17,9 @@ from saeflow.sae.initialization import Normalization, initial_parameters
 from saeflow.sae.objectives import BatchTopK, Objective, objective_of
 from saeflow.sae.optimizer import Adam, learning_rate, penalty_warmup
 
-# Above this share of active latents dense products are faster. CPU, one thread, 512 -> 4096, batch 4096: the sparse route
-# takes 0.28 of the dense one's time at 1 %, 0.43 at 5 %, 0.73 at 12 %, 1.1 at 20 %; smaller SAEs break even at 10 to 25 %.
-# CUDA, from data sheets: bytes read for k entries against operations for d_sae break even at a ratio of about 230.
+# Above this share of active latents dense products are faster. CPU, one thread, 512 -> 4096, batch 4096: the sparse
+# route takes 0.26 of the dense one's time at 1 % active, 0.42 at 5 %, 0.72 at 12 %, 1.1 at 20 %; smaller SAEs break even
+# at 10 to 25 %. CUDA, from data sheets: reading k rows against multiplying d_sae breaks even at a ratio of about 230.
 _DENSE_SHARE = {"cpu": 0.12, "cuda": 1 / 230}
 # Steps between looks at what needs the host: which latents are dead, and which route is faster.
 _REFRESH = 16

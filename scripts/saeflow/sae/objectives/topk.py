@@ -139,7 +139,7 @@ class BatchTopK(Objective):
 
 
 class MatryoshkaBatchTopK(BatchTopK):
-    """L = mean over prefixes g of |x - x_hat_g|^2;  x_hat_g = sum_{f < prefix_g} z_f W_dec,f + b_dec,  z as in BatchTopK.
+    """L = mean over prefixes g of |x - x_hat_g|^2;  x_hat_g = sum_{f < prefix_g} z_f W_dec,f + b_dec;  z of BatchTopK.
 
     Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse autoencoders"; the paper sums over
     prefixes, the mean keeps the loss in the units of the other variants. A latent's output gradient is the sum over the

@@ -1,0 +1,239 @@
+"""Cost of one SAE training step against the machine's own limit, a plain autograd trainer, and other libraries.
+
+    python benchmarks/sae_training_step.py [--shapes small ...] [--peers] [--stacking] [--memory]
+
+Every number is process CPU time on one thread, the least of several rounds, divided by that of the five dense matrix
+products of the same shape, timed in turn (peers/protocol.py). With --peers, other libraries are measured the same way,
+each in its own environment (peers.py). --stacking compares many small SAEs stacked with one after another; --memory
+gives the peak of resident memory above the weights alone, in a process of its own.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+
+from environments import NotInstallableError  # noqa: E402
+from peers import PEERS, ROUNDS, SHAPES  # noqa: E402
+from peers import measure as measure_peer  # noqa: E402
+from protocol import (  # noqa: E402
+    DEAD_BIAS,
+    PeakMemory,
+    Shape,
+    Subject,
+    activations,
+    cpu_seconds,
+    dead_latents,
+    measure,
+)
+
+from saeflow import config  # noqa: E402
+from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.sae.initialization import Normalization  # noqa: E402
+from saeflow.sae.stack import Member, Stack  # noqa: E402
+
+# Small enough that what is measured stays as it is: dense or sparse, dead or alive.
+LEARNING_RATE = 1e-9
+SPARSE_SHARE = 0.01
+STACKED = {
+    "64 -> 64, batch 128": Shape(64, 64, 128, 8),
+    "64 -> 128, batch 256": Shape(64, 128, 256, 8),
+    "128 -> 512, batch 512": Shape(128, 512, 512, 20),
+    "32 -> 512, batch 512": Shape(32, 512, 512, 16),
+}
+N_STACKED = 24
+
+
+def spec_of(variant: str, shape: Shape) -> config.SparseAutoencoder:
+    """Settings of a variant; `relu` and `relu 1 %` differ by their biases only."""
+    n, k = shape.d_sae, shape.k
+    match variant:
+        case "topk" | "auxk":
+            return config.TopK(architecture="topk", d_sae=n, k=k)
+        case "batchtopk":
+            return config.BatchTopK(architecture="batchtopk", d_sae=n, k=k)
+        case "matryoshka":
+            prefixes = (n // 16, n // 4, n)
+            return config.MatryoshkaBatchTopK(architecture="matryoshka", d_sae=n, k=k, prefixes=prefixes)
+        case "jumprelu 1 %":
+            return config.JumpReLU(architecture="jumprelu", d_sae=n, penalty=1e-3)
+        case "gated 1 %":
+            return config.Gated(architecture="gated", d_sae=n, penalty=1e-3)
+    return config.ReLU(architecture="relu", d_sae=n, penalty=1e-3)
+
+
+VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "relu 1 %", "jumprelu 1 %", "gated 1 %", "auxk")
+
+
+def stack_of(variant: str, shape: Shape, n_members: int = 1) -> Stack:
+    """Members as the trainer makes them, on activations that are taken as they are."""
+    x = next(activations(shape, 1))
+    training = config.Training(steps=10**6, batch_size=shape.batch, learning_rate=LEARNING_RATE, dead_after=10**9)
+    unit = Normalization(torch.zeros(shape.d_in), 1.0, torch.zeros(shape.d_in))
+    members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(n_members)]
+    stack = Stack(members, [ActivationStore.from_array(x)], {0: unit}, training)
+    parameters = stack.objective.parameters
+    if variant.endswith("1 %"):
+        few = x[:256] @ parameters["W_enc_T"][0].T
+        bound = few.flatten().kthvalue(int((1 - SPARSE_SHARE) * few.numel())).values
+        parameters[stack.objective.bias].fill_(-float(bound))
+    if variant == "auxk":
+        dead = dead_latents(shape)
+        parameters["b_enc"][:, dead] = DEAD_BIAS
+        stack.counter.since[:, dead] = 10**9
+    return stack
+
+
+def ours(variant: str, shape: Shape, n_members: int = 1) -> Subject:
+    stack = stack_of(variant, shape, n_members)
+    steps = iter(range(0, 10**6))
+
+    def step(x: torch.Tensor) -> None:
+        with torch.no_grad():
+            stack.step(x.expand(n_members, -1, -1), next(steps))
+
+    # The first steps find out what is dead and whether the dense route pays.
+    for x in activations(shape, 2):
+        step(x)
+    return Subject(step)
+
+
+def plain(variant: str, shape: Shape) -> Subject | None:
+    """What one writes first: autograd through dense tensors, torch.optim.Adam, unit-norm decoder."""
+    if variant not in ("topk", "batchtopk", "relu", "relu 1 %"):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    W = torch.nn.functional.normalize(torch.randn(shape.d_sae, shape.d_in, generator=generator), dim=1)
+    W_dec = torch.nn.Parameter(W)
+    W_enc, b_enc = torch.nn.Parameter(W.T.clone()), torch.nn.Parameter(torch.zeros(shape.d_sae))
+    b_dec = torch.nn.Parameter(torch.zeros(shape.d_in))
+    optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=LEARNING_RATE)
+
+    def step(x: torch.Tensor) -> None:
+        z = ((x - b_dec) @ W_enc + b_enc).relu()
+        loss = 0.0
+        if variant == "topk":
+            values, where = z.topk(shape.k, dim=1, sorted=False)
+            z = torch.zeros_like(z).scatter(1, where, values)
+        elif variant == "batchtopk":
+            values, where = z.flatten().topk(shape.k * len(x), sorted=False)
+            z = torch.zeros_like(z).flatten().scatter(0, where, values).view_as(z)
+        else:
+            loss = 1e-3 * z.sum(1).mean()
+        loss = loss + (z @ W_dec + b_dec - x).square().sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+            optimizer.step()
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+
+    return Subject(step)
+
+
+def weight_bytes(shape: Shape) -> int:
+    return 4 * (2 * shape.d_sae * shape.d_in + shape.d_sae + shape.d_in)
+
+
+def peak_over_weights(variant: str, shape: Shape) -> float:
+    """Most resident memory, in 1e6 bytes, from before an SAE is made to after three steps, without its weights."""
+    batches = list(activations(shape, 3))
+    with PeakMemory() as peak:
+        stack = stack_of(variant, shape)
+        with torch.no_grad():
+            for step, x in enumerate(batches):
+                stack.step(x[None], step)
+    return peak.megabytes - weight_bytes(shape) / 1e6
+
+
+def step_rows(shapes: list[str], rounds: int | None) -> Iterator[tuple[str, str, str, float, float]]:
+    """Shape, variant, who, milliseconds and ratio to the floor."""
+    for name in shapes:
+        shape = SHAPES[name]
+        for variant in VARIANTS:
+            for who, make in (("saeflow", ours), ("plain autograd", plain)):
+                subject = make(variant, shape)
+                if subject is not None:
+                    result = measure(subject, shape, rounds or ROUNDS[name])
+                    yield name, variant, who, 1e3 * result["step_s"], result["ratio"]
+
+
+def peer_rows(shapes: list[str]) -> Iterator[tuple[str, str, str, float, float]]:
+    for peer in PEERS:
+        cases = [(v, SHAPES[s], ROUNDS[s]) for s in shapes for v in ("topk", "batchtopk", "relu", "auxk")]
+        named = [(s, v) for s in shapes for v in ("topk", "batchtopk", "relu", "auxk")]
+        try:
+            for (name, variant), result in zip(named, measure_peer(peer, cases), strict=True):
+                if result["ratio"] is not None:
+                    yield name, variant, peer, 1e3 * result["step_s"], result["ratio"]
+        except (NotInstallableError, RuntimeError) as error:
+            print(f"{peer}: skipped, {error}", file=sys.stderr)
+
+
+def stacking_rows(rounds: int) -> Iterator[tuple[str, str, float, float]]:
+    """Shape, variant, milliseconds of 24 SAEs one after another, and how many times faster they are as planned."""
+    for name, shape in STACKED.items():
+        for variant in ("topk", "batchtopk", "relu"):
+            x = next(activations(shape, 1))
+            alone = [ours(variant, shape) for _ in range(N_STACKED)]
+            stacked = ours(variant, shape, N_STACKED)
+
+            def one_after_another(alone: list[Subject] = alone, x: torch.Tensor = x) -> None:
+                for subject in alone:
+                    subject.step(x)
+
+            def together(stacked: Subject = stacked, x: torch.Tensor = x) -> None:
+                stacked.step(x)
+
+            times = least({"alone": one_after_another, "together": together}, rounds)
+            yield name, variant, 1e3 * times["alone"], times["alone"] / times["together"]
+
+
+def least(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Least CPU seconds of each, taken in turn."""
+    times = {name: float("inf") for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name] = min(times[name], cpu_seconds(work))
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, help="rounds per case; default by shape, at least 3")
+    parser.add_argument("--peers", action="store_true", help="measure other libraries as well")
+    parser.add_argument("--stacking", action="store_true", help="only: many small SAEs stacked or one after another")
+    parser.add_argument("--memory", action="store_true", help="only: peak memory at the largest of the shapes")
+    parser.add_argument("--memory-of", metavar="VARIANT", choices=VARIANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    largest = SHAPES[arguments.shapes[-1]]
+    if arguments.memory_of:
+        print(f"{arguments.memory_of:14} {peak_over_weights(arguments.memory_of, largest):8.0f} MB", flush=True)
+    elif arguments.memory:
+        print(f"peak above the weights ({weight_bytes(largest) / 1e6:.0f} MB), {largest}", flush=True)
+        for variant in VARIANTS:
+            command = [sys.executable, __file__, "--memory-of", variant, "--shapes", arguments.shapes[-1]]
+            subprocess.run(command, check=True)
+    elif arguments.stacking:
+        for name, variant, milliseconds, faster in stacking_rows(arguments.rounds or 7):
+            print(
+                f"{name:22} {variant:10} {milliseconds:8.1f} ms one after another, stacked x {faster:.2f}", flush=True
+            )
+    else:
+        print(f"{'shape':8} {'variant':14} {'':20} {'ms':>9} {'/ floor':>8}")
+        rows = step_rows(arguments.shapes, arguments.rounds)
+        for group in (rows, peer_rows(arguments.shapes)) if arguments.peers else (rows,):
+            for name, variant, who, milliseconds, ratio in group:
+                print(f"{name:8} {variant:14} {who:20} {milliseconds:9.2f} {ratio:8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
