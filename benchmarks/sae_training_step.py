@@ -71,9 +71,8 @@ def spec_of(variant: str, shape: Shape) -> config.SparseAutoencoder:
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "relu 1 %", "jumprelu 1 %", "gated 1 %", "auxk")
 
 
-def stack_of(variant: str, shape: Shape, n_members: int = 1) -> Stack:
+def stack_of(variant: str, shape: Shape, x: torch.Tensor, n_members: int = 1) -> Stack:
     """Members as the trainer makes them, on activations that are taken as they are."""
-    x = next(activations(shape, 1))
     training = config.Training(steps=10**6, batch_size=shape.batch, learning_rate=LEARNING_RATE, dead_after=10**9)
     unit = Normalization(torch.zeros(shape.d_in), 1.0, torch.zeros(shape.d_in))
     members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(n_members)]
@@ -91,8 +90,8 @@ def stack_of(variant: str, shape: Shape, n_members: int = 1) -> Stack:
 
 
 def ours(variant: str, shape: Shape, n_members: int = 1) -> Subject:
-    stack = stack_of(variant, shape, n_members)
-    steps = iter(range(0, 10**6))
+    stack = stack_of(variant, shape, next(activations(shape, 1)), n_members)
+    steps = iter(range(10**6))
 
     def step(x: torch.Tensor) -> None:
         with torch.no_grad():
@@ -130,9 +129,9 @@ def plain(variant: str, shape: Shape) -> Subject | None:
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
-            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+            W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
             optimizer.step()
-            W_dec /= W_dec.norm(dim=1, keepdim=True)
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 
     return Subject(step)
 
@@ -145,7 +144,7 @@ def peak_over_weights(variant: str, shape: Shape) -> float:
     """Most resident memory, in 1e6 bytes, from before an SAE is made to after three steps, without its weights."""
     batches = list(activations(shape, 3))
     with PeakMemory() as peak:
-        stack = stack_of(variant, shape)
+        stack = stack_of(variant, shape, batches[0])
         with torch.no_grad():
             for step, x in enumerate(batches):
                 stack.step(x[None], step)

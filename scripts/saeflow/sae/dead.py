@@ -8,6 +8,9 @@ from torch import Tensor
 
 from saeflow.sae.kernels import top_k
 
+# Preactivations of dead latents that are worked on at a time: what the cache holds.
+_CHUNK_NUMBERS = 1 << 21
+
 
 class FiringCounter:
     """Activation vectors since each latent last fired.
@@ -113,27 +116,40 @@ def auxk(
         centered: x - b_dec.
     """
     m, b, d = error.shape
-    p = dead.preactivations
-    flat = dead.flat
-    if dead.k < dead.n or dead.ragged:
-        candidates = p.masked_fill(~dead.valid[:, None], -torch.inf)
-        largest = top_k(candidates.view(m * b, -1), dead.k)[0]
-        # A member with fewer than k dead latents uses all of them.
-        bound = largest.amin(1).view(m, b, 1)
-        z = p * ((candidates >= bound) & dead.valid[:, None])
-    else:
-        z = p
-    W = W_dec.view(-1, d).index_select(0, flat).view(m, -1, d)
+    latents = dead.flat
+    W = W_dec.view(-1, d).index_select(0, latents).view(m, -1, d)
+    dW_dec, dW_enc_T, sums = torch.zeros_like(W), torch.zeros_like(W), W.new_zeros(m, dead.n)
+    loss = W.new_zeros(m)
     scale = dead.coefficients * x.square().sum((1, 2)) / error.square().sum((1, 2)).clamp(min=torch.finfo(x.dtype).tiny)
-    g = torch.baddbmm(error, z, W)
-    loss = scale * g.square().sum((1, 2)) / b
-    g *= (2 / b) * scale[:, None, None]
-    dz = torch.bmm(g, W.mT)
-    dW_dec = torch.bmm(z.mT, g)
-    if z is not p:
-        dz.mul_(z != 0)
-    rows = {"W_dec": dW_dec.view(-1, d), "W_enc_T": torch.bmm(dz.mT, centered).view(-1, d)}
-    return Extra(flat, rows, dz.sum(1).view(-1), loss)
+    step = max(1, _CHUNK_NUMBERS // (m * dead.n)) if x.device.type == "cpu" else b
+    for start in range(0, b, step):
+        rows = slice(start, start + step)
+        z, unused = _largest(dead, rows)
+        g = torch.baddbmm(error[:, rows], z, W)
+        loss += g.square().sum((1, 2))
+        g *= (2 / b) * scale[:, None, None]
+        dz = torch.bmm(g, W.mT)
+        if unused is not None:
+            dz.masked_fill_(unused, 0)
+        dW_dec.baddbmm_(z.mT, g)
+        dW_enc_T.baddbmm_(dz.mT, centered[:, rows])
+        sums += dz.sum(1)
+    gradients = {"W_dec": dW_dec.view(-1, d), "W_enc_T": dW_enc_T.view(-1, d)}
+    return Extra(latents, gradients, sums.view(-1), scale * loss / b)
+
+
+def _largest(dead: DeadLatents, rows: slice) -> tuple[Tensor, Tensor | None]:
+    """z_aux [m, c, n] of some rows, and where it is left out."""
+    p = dead.preactivations[:, rows]
+    if dead.k == dead.n and not dead.ragged:
+        return p, None
+    candidates = p.masked_fill(~dead.valid[:, None], -torch.inf) if dead.ragged else p
+    # A member with fewer than k dead latents uses all of them: its bound is -inf.
+    bound = top_k(candidates.reshape(-1, dead.n), dead.k)[0].amin(1).view(*p.shape[:2], 1)
+    unused = candidates < bound
+    if dead.ragged:
+        unused |= ~dead.valid[:, None]
+    return p.masked_fill(unused, 0), unused
 
 
 @torch.no_grad()

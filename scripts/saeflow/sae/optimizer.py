@@ -47,8 +47,9 @@ class Adam:
     def step(self, gradients: Gradients, lr: float) -> None:
         """Update all parameters."""
         self.step_count += 1
-        names = list(gradients.vectors)
-        self._adam([gradients.vectors[name] for name in names], names, lr)
+        stores = (self.parameters, self.first, self.second)
+        vectors = tuple([store[name] for name in gradients.vectors] for store in stores)
+        self._update(vectors, list(gradients.vectors.values()), lr)
         for name, gradient in gradients.matrices.items():
             self._update_rows(name, gradient, lr)
 
@@ -57,19 +58,16 @@ class Adam:
         self.first[name][member, latents] = 0
         self.second[name][member, latents] = 0
 
-    def _adam(self, gradients: list[Tensor], names: list[str], lr: float, rows: slice | None = None) -> list[Tensor]:
-        stores = (self.parameters, self.first, self.second)
-        if rows is None:
-            p, m, v = ([store[name] for name in names] for store in stores)
-        else:
-            p, m, v = ([store[name].view(-1, store[name].shape[-1])[rows] for name in names] for store in stores)
+    def _update(self, tensors: tuple[list[Tensor], ...], gradients: list[Tensor], lr: float) -> None:
+        """Adam on parameters, given with their first and second moments."""
+        parameters, first, second = tensors
         torch._fused_adam_(
-            p,
+            parameters,
             gradients,
-            m,
-            v,
+            first,
+            second,
             [],
-            [self.step_count] * len(p),
+            [self.step_count] * len(parameters),
             lr=lr,
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -78,19 +76,21 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
-        return p
 
     def _update_rows(self, name: str, gradient: RowGradient, lr: float) -> None:
-        W = self.parameters[name].view(-1, self.parameters[name].shape[-1])
-        block = max(1, _BLOCK_BYTES[W.device.type] // (W.shape[1] * W.element_size()))
-        for start in range(0, W.shape[0], block):
-            rows = slice(start, min(start + block, W.shape[0]))
-            g = gradient.block(rows.start, rows.stop)
+        stores = (self.parameters, self.first, self.second)
+        flat = [store[name].view(-1, store[name].shape[-1]) for store in stores]
+        n_rows, d = flat[0].shape
+        block = max(1, _BLOCK_BYTES[flat[0].device.type] // (d * flat[0].element_size()))
+        for start in range(0, n_rows, block):
+            stop = min(start + block, n_rows)
+            W, first, second = flat if block >= n_rows else (tensor[start:stop] for tensor in flat)
+            g = gradient.block(start, stop)
             if name == "W_dec":
-                remove_parallel(g, W[rows])
-            (updated,) = self._adam([g], [name], lr, rows)
+                remove_parallel(g, W)
+            self._update(([W], [first], [second]), [g], lr)
             if name == "W_dec":
-                updated.div_(torch.linalg.vector_norm(updated, dim=1, keepdim=True))
+                W.div_(torch.linalg.vector_norm(W, dim=1, keepdim=True))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs, by name."""

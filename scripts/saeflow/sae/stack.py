@@ -18,8 +18,8 @@ from saeflow.sae.objectives import BatchTopK, Objective, objective_of
 from saeflow.sae.optimizer import Adam, learning_rate, penalty_warmup
 
 # Above this share of active latents dense products are faster. CPU, one thread, 512 -> 4096, batch 4096: the sparse
-# route takes 0.26 of the dense one's time at 1 % active, 0.42 at 5 %, 0.72 at 12 %, 1.1 at 20 %; smaller SAEs break even
-# at 10 to 25 %. CUDA, from data sheets: reading k rows against multiplying d_sae breaks even at a ratio of about 230.
+# route takes 0.26 of the dense one's time at 1 % active, 0.42 at 5 %, 0.72 at 12 %, 1.1 at 20 %; smaller SAEs break
+# even at 10 to 25 %. CUDA, from data sheets: reading k rows breaks even with multiplying d_sae at a ratio of about 230.
 _DENSE_SHARE = {"cpu": 0.12, "cuda": 1 / 230}
 # Steps between looks at what needs the host: which latents are dead, and which route is faster.
 _REFRESH = 16
@@ -84,11 +84,7 @@ class Stack:
         self.training = training
         self.specs = [member.spec for member in members]
         self.normalizations = [normalizations[member.store] for member in members]
-        drawn = [
-            initial_parameters(member.spec, stores[member.store], normalization, training, member.seed)
-            for member, normalization in zip(members, self.normalizations, strict=True)
-        ]
-        parameters = {name: torch.stack([one[name] for one in drawn]).to(device) for name in drawn[0]}
+        parameters = self._initial_parameters(stores, device)
         self.objective: Objective = objective_of(self.specs[0])(self.specs, parameters)
         self.optimizer = Adam(parameters)
         m, d_sae, self.d_in = parameters["W_dec"].shape
@@ -107,6 +103,13 @@ class Stack:
         share = 1.0 if k is None else sum(spec.k for spec in self.specs) / (m * d_sae)
         self.dense = share > _DENSE_SHARE[torch.device(device).type]
         self.records: list[tuple[int, Tensor]] = []
+
+    def _initial_parameters(self, stores: Sequence[Any], device: torch.device | str) -> dict[str, Tensor]:
+        drawn = [
+            initial_parameters(member.spec, stores[member.store], normalization, self.training, member.seed)
+            for member, normalization in zip(self.members, self.normalizations, strict=True)
+        ]
+        return {name: torch.stack([one.pop(name) for one in drawn]).to(device) for name in list(drawn[0])}
 
     def step(self, x: Float[Tensor, "m b d_in"], step: int, record: bool = False) -> Gradients:
         """Train on one batch of normalised activations; keep a line of the curves if asked to."""

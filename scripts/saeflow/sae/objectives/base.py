@@ -17,7 +17,7 @@ from saeflow.sae.gradients import Gradients, RowGradient
 from saeflow.sae.kernels import Entries
 
 # Preactivations held at a time: what follows the product then finds them in the cache, and memory stays small.
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 
 Splice = Callable[[Float[Tensor, "m b d_in"]], tuple[Float[Tensor, " m"], Float[Tensor, "m b d_in"]]]
 
@@ -29,6 +29,7 @@ class Step:
     Arguments:
         x: normalised activations.  Shape [m, b, d_in].
         centered: x - b_dec.
+        factor: what an error of x_hat, summed over a batch and groups, is multiplied with to be a gradient.
         penalty: of each member, for one row of the batch.  Shape [m].
         dead: latents that the AuxK loss revives.
         splice: gives a loss of x_hat for each member, and its gradient.
@@ -39,6 +40,7 @@ class Step:
 
     x: Tensor
     centered: Tensor
+    factor: float
     penalty: Tensor
     dead: DeadLatents | None
     splice: Splice | None
@@ -112,7 +114,8 @@ class Objective(ABC):
             measure: work out L0 and the terms of the loss as well.
         """
         centered = x - self.parameters["b_dec"][:, None]
-        step = Step(x, centered, self.penalty * (warmup / x.shape[1]), dead, splice, measure)
+        b = x.shape[1]
+        step = Step(x, centered, 2 / (b * len(self.ends)), self.penalty * (warmup / b), dead, splice, measure)
         result = self._dense(step) if dense else self._sparse(step)
         sums = result.vectors.pop("p")
         step.vectors.setdefault(self.bias, sums)
@@ -174,7 +177,7 @@ class Objective(ABC):
             self._measure(step, entries.preactivations, z, lambda values: self._sum_by_member(entries, values))
         error, table, total = self._tables(parts, step.x, step)
         table = table.view(-1, d)
-        dz = kernels.products(offsets, entries.latents, table, W_dec)
+        dz = kernels.products(offsets, entries.latents, table, W_dec).mul_(step.factor)
         fired = kernels.sum_per_latent(entries.latents, z, self.n_latents).view(m, -1) > 0
         dp = self._backward(entries, z, dz, step)
         order = kernels.by_latent(rows, entries.latents, self.n_latents)
@@ -182,7 +185,7 @@ class Objective(ABC):
         if len(self.ends) > 1:
             encoder_order = kernels.ByLatent(order.order, entries.rows.index_select(0, order.order), order.offsets)
         matrices = {
-            "W_dec": RowGradient(table, order, z.index_select(0, order.order)),
+            "W_dec": RowGradient(table, order, z.index_select(0, order.order).mul_(step.factor)),
             "W_enc_T": RowGradient(step.centered.view(-1, d), encoder_order, dp.index_select(0, order.order)),
         }
         sums = kernels.sum_per_latent(entries.latents, dp, self.n_latents).view(m, -1)
@@ -237,14 +240,16 @@ class Objective(ABC):
             z = self._dense_values(p)
             if step.measure:
                 self._measure(step, p, z, lambda values: values.sum((1, 2)))
-            parts = torch.stack([z[:, :, group] @ W_dec[:, group] for group in groups], 2)
+            parts = [z[:, :, group] @ W_dec[:, group] for group in groups]
+            parts = torch.stack(parts, 2) if len(groups) > 1 else parts[0][:, :, None]
             error, table, part_of_total = self._tables(parts, step.x[:, rows], step)
             fired |= z.amax(1) > 0
             dz = self._held("dz", p.shape)
             beta = float(start > 0)
             for g, group in enumerate(groups):
-                torch.bmm(table[:, :, g], W_dec[:, group].mT, out=dz[:, :, group])
-                dW_dec[:, group].baddbmm_(z[:, :, group].mT, table[:, :, g], beta=beta)
+                dz_of_group, factor = dz[:, :, group], step.factor
+                torch.baddbmm(dz_of_group, table[:, :, g], W_dec[:, group].mT, beta=0, alpha=factor, out=dz_of_group)
+                dW_dec[:, group].baddbmm_(z[:, :, group].mT, table[:, :, g], beta=beta, alpha=factor)
             dp = self._dense_backward(p, z, dz, rows, step)
             dW_enc_T.baddbmm_(dp.mT, step.centered[:, rows], beta=beta)
             sums += dp.sum(1)
@@ -292,6 +297,9 @@ class Objective(ABC):
         Arguments:
             parts: what each group of latents adds to x_hat; overwritten.  Shape [m, c, g, d_in].
             x: the same rows of the batch.
+        Returns:
+            error [m, c, d_in]; output gradients [m, c, g, d_in], still to be multiplied with `step.factor`; b_dec's
+            gradient [m, d_in].
         """
         n_groups = parts.shape[2]
         parts[:, :, 0] += self.parameters["b_dec"][:, None]
@@ -303,12 +311,13 @@ class Objective(ABC):
         parts -= x[:, :, None]
         if step.measure:
             step.add_term("reconstruction", parts.square().sum((1, 2, 3)) / (step.batch * n_groups))
-        table = parts * (2 / (step.batch * n_groups))
+        error = parts[:, :, -1]
         if spliced is not None:
-            table[:, :, -1] += spliced
+            error = error.clone()
+            parts[:, :, -1].add_(spliced, alpha=1 / step.factor)
         for g in reversed(range(n_groups - 1)):
-            table[:, :, g] += table[:, :, g + 1]
-        return parts[:, :, -1], table, table[:, :, 0].sum(1)
+            parts[:, :, g] += parts[:, :, g + 1]
+        return error, parts, parts[:, :, 0].sum(1).mul_(step.factor)
 
     def _measure(self, step: Step, p: Tensor, z: Tensor, sum_by_member: Callable[[Tensor], Tensor]) -> None:
         step.add_term("l0", sum_by_member((z > 0).to(z.dtype)) / step.batch)
