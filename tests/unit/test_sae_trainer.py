@@ -266,6 +266,21 @@ def test_a_spliced_loss_reaches_the_reconstruction_in_the_units_of_the_store(sto
         assert result.curves["loss"][-1] == pytest.approx(expected, rel=1e-2)
 
 
+def test_a_penalised_member_leaves_the_dense_route_when_it_has_become_sparse(store):
+    normalization = Normalization.of(store.batches(500, epochs=1, shuffle=None), True)
+    spec = VARIANTS["relu"].model_copy(update={"penalty": 3.0})
+    stack = trainer.Stack([Member("x", spec, 0)], [store], {0: normalization}, settings(steps=100, learning_rate=1e-2))
+    routes = []
+    with torch.no_grad():
+        for step, x in enumerate(store.batches(128, 0, steps=100)):
+            routes.append(stack.dense)
+            stack.step(normalization(x)[None], step, record=True)
+    assert routes[0]
+    assert not routes[-1]
+    l0 = stack.curves(0)["l0"]
+    assert routes[17:81:16] == [l0[step] / D_SAE > 0.12 for step in range(16, 80, 16)]
+
+
 def test_normalization_is_exact_with_a_large_mean():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5000, 8, generator=generator) + 1000

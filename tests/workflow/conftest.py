@@ -24,7 +24,8 @@ class Project:
         study_file = self.root / "config" / "studies" / f"{study}.yaml"
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", self.root / "Snakefile"]
         where = ["--directory", self.work, "--cores", "2", "--configfile", study_file]
-        return list(map(str, [*snakemake, *where, *arguments]))
+        # Targets first: --configfile and --config take whatever follows them.
+        return list(map(str, [*snakemake, *arguments, *where]))
 
     def snakemake(self, *arguments: str, study: str = "smoke", check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run Snakemake to its end; its output is in the failure message."""

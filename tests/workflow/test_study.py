@@ -128,7 +128,7 @@ def test_a_truncated_chunk_is_named_by_the_job_that_reads_it(fresh):
     part = fresh.results / "activations" / "SimpleNN-full-s0" / "last.pre" / "train" / "part-0"
     chunk = max((p for p in part.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     chunk.write_bytes(chunk.read_bytes()[:-8])
-    run = fresh.snakemake("--forcerun", "train_saes", "--", "saes", check=False)
+    run = fresh.snakemake("saes", "--forcerun", "train_saes", check=False)
     assert run.returncode != 0
     assert chunk.relative_to(part).as_posix() in run.stdout + run.stderr
 

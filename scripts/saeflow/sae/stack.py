@@ -52,6 +52,8 @@ class Splice(Protocol):
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m b d_in"]]:
         """Loss of each member, a mean over the batch, and its gradient with respect to x_hat.
 
+        Called with gradients off; an implementation that asks autograd turns them on (`torch.enable_grad`).
+
         Arguments:
             x_hat: reconstructions, in the stores' own units; not to be kept.
             x: what was reconstructed.

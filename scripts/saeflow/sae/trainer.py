@@ -163,20 +163,20 @@ def _input(stack: Stack, batches: dict[int, Tensor]) -> Tensor:
 
 
 def _log_progress(step: int, stacks: Sequence[Stack]) -> None:
+    """A line per stack, of means over its members."""
     for stack in stacks:
-        at, line = stack.records[-1]
-        for member, values in zip(stack.members, line.T.tolist(), strict=True):
-            numbers = dict(zip(stack.COLUMNS, values, strict=True))
-            log.info(
-                "step %d %s: at %d loss %.4g l0 %.4g ev %.4f dead %.1f %%",
-                step,
-                member.name,
-                at,
-                numbers["loss"],
-                numbers["l0"],
-                numbers["explained_variance"],
-                100 * numbers["dead_share"],
-            )
+        means = dict(zip(stack.COLUMNS, stack.records[-1][1].mean(1).tolist(), strict=True))
+        log.info(
+            "step %d, %d x %s, d_sae %d: loss %.4g l0 %.4g ev %.4f dead %.1f %%",
+            step,
+            len(stack.members),
+            stack.specs[0].architecture,
+            stack.objective.d_sae,
+            means["loss"],
+            means["l0"],
+            means["explained_variance"],
+            100 * means["dead_share"],
+        )
 
 
 def _identity(members: Sequence[Member], training: config.Training, seed: int, stores: Sequence[Any]) -> dict[str, Any]:

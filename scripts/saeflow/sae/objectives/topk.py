@@ -10,8 +10,9 @@ from saeflow.sae import kernels
 from saeflow.sae.kernels import Entries
 from saeflow.sae.objectives.base import Objective, Step
 
-# From step to step the threshold moves by a few per cent; below this share of the last one nothing is looked for.
-_BOUND = 0.8
+# From step to step the threshold moves by a few per cent: entries are looked for above the first of these shares of it,
+# above the next if there are too few.
+_BOUNDS = (0.8, 0.4, 0.0)
 _FIRST_ROWS = 32
 
 
@@ -69,7 +70,7 @@ class BatchTopK(Objective):
     Bussmann et al. 2024, "BatchTopK sparse autoencoders".
 
     The last step's threshold bounds where this step's is looked for. The selection is exact: with too few candidates it
-    starts again without the bound.
+    starts again from a lower bound, at last from 0.
     """
 
     needs_whole_batch = True
@@ -87,12 +88,12 @@ class BatchTopK(Objective):
     def _select(self, step: Step) -> Entries:
         if self.threshold is None:
             self.threshold = self._first_threshold(step)
-        bound = self.threshold.clamp(min=0) * _BOUND
-        entries = self._above(step, bound[:, None, None])
-        thresholds = self._thresholds(entries, step.batch)
-        if thresholds is None:
-            entries = self._above(step, 0.0)
-            thresholds = self._thresholds(entries, step.batch, all_positive=True)
+        for share in _BOUNDS:
+            bound = self.threshold.clamp(min=0) * share
+            entries = self._above(step, bound[:, None, None])
+            thresholds = self._thresholds(entries, step.batch, all_positive=share == 0)
+            if thresholds is not None:
+                break
         self.threshold = thresholds
         return entries.keep(entries.preactivations >= self._of_entries(entries, thresholds))
 
@@ -131,7 +132,7 @@ class BatchTopK(Objective):
         for i, spec in enumerate(self.specs):
             n, candidates = spec.k * p.shape[1], flat[i]
             if self.threshold is not None:
-                above = candidates[candidates > self.threshold[i] * _BOUND]
+                above = candidates[candidates > self.threshold[i] * _BOUNDS[0]]
                 candidates = above if above.numel() >= n else candidates
             thresholds.append(kernels.kth_largest(candidates, n))
         self.threshold = torch.stack(thresholds)
