@@ -1,5 +1,7 @@
 # What readers see: tables, figures drawn from the tables alone, the report, and the digests of everything.
 
+# What the report says of the config: not where the files lie or what the study is compared with.
+SHOWN = STUDY.model_dump(mode="json", exclude={"reference": True, "verify": True, "dataset": {"data_dir"}})
 TABLES = ("classifiers", "saes", "saes_summary", "training", "features", "features_summary")
 FIGURES = ("classifiers", "sae_quality", "sae_training", "feature_rates", "hypotheses")
 
@@ -96,7 +98,7 @@ rule write_report:
         mem_mb=memory(500),
         runtime=10,
     params:
-        cfg=settings(study=STUDY.model_dump(mode="json")),
+        cfg=settings(study=SHOWN),
     script:
         "../../scripts/write_report.py"
 
