@@ -11,12 +11,15 @@ BLOCK = re.compile(r"(<!-- rulegraph -->\n```mermaid\n).*?(```\n)", re.DOTALL)
 
 
 def graph() -> str:
-    """The rulegraph of the default study, as Snakemake draws it in mermaid-js."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", ROOT]
-    run = subprocess.run(
-        [*command, "--rulegraph", "mermaid-js", "--forceall"], capture_output=True, text=True, check=True
-    )
-    return run.stdout[run.stdout.index("flowchart") if "flowchart" in run.stdout else 0 :].strip() + "\n"
+    """The rulegraph of the default study, from `snakemake --rulegraph mermaid-js`.
+
+    Snakemake numbers the rules and orders the arrows anew at each call: here each rule goes by its name, sorted.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", ROOT, "--forceall"]
+    drawn = subprocess.run([*command, "--rulegraph", "mermaid-js"], capture_output=True, text=True, check=True).stdout
+    names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]", drawn, re.MULTILINE))
+    arrows = re.findall(r"^\s*(id\d+) --> (id\d+)", drawn, re.MULTILINE)
+    return "flowchart TB\n" + "".join(sorted(f"    {names[a]} --> {names[b]}\n" for a, b in arrows))
 
 
 def shown() -> str:
@@ -24,5 +27,10 @@ def shown() -> str:
     return BLOCK.search(README.read_text()).group(0).partition("mermaid\n")[2].removesuffix("```\n")
 
 
+def main() -> None:
+    drawn = graph()
+    README.write_text(BLOCK.sub(lambda match: match.group(1) + drawn + match.group(2), README.read_text()))
+
+
 if __name__ == "__main__":
-    README.write_text(BLOCK.sub(lambda match: match.group(1) + graph() + match.group(2), README.read_text()))
+    main()

@@ -25,7 +25,7 @@ def edit(project: Project, name: str, changes: dict) -> str:
 
     smoke = yaml.safe_load((project.root / "config/studies/smoke.yaml").read_text())
     path = project.work.parent / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(merge(smoke, changes)))
+    path.write_text(yaml.safe_dump(merge(smoke, changes), sort_keys=False))
     return str(path.with_suffix(""))
 
 
