@@ -37,6 +37,7 @@ from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
 from saeflow.sae.initialization import Normalization  # noqa: E402
 from saeflow.sae.stack import Member, Stack  # noqa: E402
+from saeflow.sae.trainer import plan  # noqa: E402
 
 # Small enough that what is measured stays as it is: dense or sparse, dead or alive.
 LEARNING_RATE = 1e-9
@@ -180,15 +181,19 @@ def stacking_rows(rounds: int) -> Iterator[tuple[str, str, float, float]]:
     for name, shape in STACKED.items():
         for variant in ("topk", "batchtopk", "relu"):
             x = next(activations(shape, 1))
-            alone = [ours(variant, shape) for _ in range(N_STACKED)]
-            stacked = ours(variant, shape, N_STACKED)
+            members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(N_STACKED)]
+            training = config.Training(batch_size=shape.batch)
+            groups = plan(members, [ActivationStore.from_array(x)], training, "cpu")
+            alone = [ours(variant, shape) for _ in members]
+            stacked = [ours(variant, shape, len(group)) for group in groups]
 
             def one_after_another(alone: list[Subject] = alone, x: torch.Tensor = x) -> None:
                 for subject in alone:
                     subject.step(x)
 
-            def together(stacked: Subject = stacked, x: torch.Tensor = x) -> None:
-                stacked.step(x)
+            def together(stacked: list[Subject] = stacked, x: torch.Tensor = x) -> None:
+                for subject in stacked:
+                    subject.step(x)
 
             times = least({"alone": one_after_another, "together": together}, rounds)
             yield name, variant, 1e3 * times["alone"], times["alone"] / times["together"]
@@ -217,7 +222,11 @@ def main() -> None:
     if arguments.memory_of:
         print(f"{arguments.memory_of:14} {peak_over_weights(arguments.memory_of, largest):8.0f} MB", flush=True)
     elif arguments.memory:
-        print(f"peak above the weights ({weight_bytes(largest) / 1e6:.0f} MB), {largest}", flush=True)
+        weights = weight_bytes(largest) / 1e6
+        print(
+            f"{largest}: peak above the {weights:.0f} MB of weights; Adam's moments are {2 * weights:.0f} MB of it",
+            flush=True,
+        )
         for variant in VARIANTS:
             command = [sys.executable, __file__, "--memory-of", variant, "--shapes", arguments.shapes[-1]]
             subprocess.run(command, check=True)
