@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from saeflow.publish.style import COLUMN, PAGE, colour, marker
 
@@ -58,7 +58,8 @@ def sae_training(table: pd.DataFrame) -> plt.Figure:
         rows[1, column].set_xlabel("step")
         rows[1, column].set_yscale("log")
         rows[1, column].yaxis.set_major_formatter(ScalarFormatter())
-        rows[1, column].yaxis.set_minor_formatter(ScalarFormatter())
+        rows[1, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        rows[1, column].yaxis.set_minor_formatter(NullFormatter())
     # Early batches of a random dictionary explain less than nothing; the interesting range is the rest.
     rows[0, 0].set_ylim(max(-0.2, rows[0, 0].get_ylim()[0]), 1.02)
     handles, labels = rows[0, 0].get_legend_handles_labels()
