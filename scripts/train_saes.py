@@ -26,7 +26,16 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: Path, c
     trained = [member["seed"] for member in classifiers.describe(weights)["members"]]
     networks = classifiers.load(weights, cfg["device"]).select([trained.index(seed) for seed in cfg["seeds"]])
     splice = SplicedOutput(networks, cfg["hook"])
-    results = dict(fitting.fit(opened, spec, seed=cfg["seed"], device=cfg["device"], splice=splice))
+    results = dict(
+        fitting.fit(
+            opened,
+            spec,
+            seed=cfg["seed"],
+            device=cfg["device"],
+            splice=splice,
+            checkpoint=curves.with_suffix(".checkpoint"),
+        )
+    )
 
     order = [fitting.Key(i, name, seed) for i in range(len(opened)) for name in spec.variants for seed in spec.seeds]
     for key, path in zip(order, saes, strict=True):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def fit(
     seed: int,
     device: torch.device | str = "cpu",
     splice: Splice | None = None,
+    checkpoint: Path | None = None,
 ) -> Iterator[tuple[Key, TrainedSAE]]:
     """Train every variant and seed on every store.
 
@@ -55,6 +57,8 @@ def fit(
         saes: variants, seeds and training.
         seed: root of all draws.
         splice: loss of the model's output, for variants with `splice_kl`.
+        checkpoint: file that holds the state of the pass in progress, as `train` takes it; an interrupted fit repeats
+            the passes before that one and goes on inside it.
     Returns:
         SAEs as they are done, in no particular order.
     Raises:
@@ -69,7 +73,7 @@ def fit(
             Member(f"{key.variant}-s{key.seed}, store {key.store}", spec, child_seed(seed, "sae", key.seed), key.store)
             for key, spec in of
         ]
-        return train(stores, members, saes.training, seed=seed, device=device, splice=splice)
+        return train(stores, members, saes.training, seed=seed, device=device, splice=splice, checkpoint=checkpoint)
 
     def adjusted(result: TrainedSAE, key: Key, target_l0: float | None) -> TrainedSAE:
         # TopK meets its k by construction; a given penalty sets no target.
