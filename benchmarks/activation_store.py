@@ -208,7 +208,7 @@ class Arrow(Contender):
             yield (rows if order is None else permuted(rows)).to(dtype)
 
     def pick(self, rows: np.ndarray) -> Tensor:
-        raise NotImplementedError("an Arrow row is a sequence, not a vector")
+        raise TypeError("an Arrow row is a sequence, not a vector")
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
