@@ -31,7 +31,7 @@ SHAPES = {
     "medium": Shape(d_in=512, d_sae=4096, batch=4096, k=32),
     "large": Shape(d_in=768, d_sae=24576, batch=2048, k=32),
 }
-ROUNDS = {"small": 60, "medium": 6, "large": 3}
+ROUNDS = {"small": 60, "medium": 6, "large": 5}
 LOOP_SHAPE, LOOP_STEPS = Shape(d_in=128, d_sae=1024, batch=1024, k=20), 60
 
 # One thread, no GPU, no network, no logger: what a step costs by itself.
@@ -45,11 +45,14 @@ QUIET = {
 }
 
 
-def measure(peer: str, cases: Iterable[tuple[str, Shape, int]], loop_steps: int = 0) -> Iterator[dict]:
+def measure(
+    peer: str, cases: Iterable[tuple[str, Shape, int]], loop_steps: int = 0, training: bool = False
+) -> Iterator[dict]:
     """One result per (variant, shape, rounds), in order; `ratio` is None where the peer has no such variant.
 
     Arguments:
         loop_steps: instead of one step, the peer's own training loop over that many batches.
+        training: instead of one step, a whole training of a ReLU SAE.
 
     Raises:
         NotInstallableError: no environment for the peer can be made here.
@@ -58,6 +61,7 @@ def measure(peer: str, cases: Iterable[tuple[str, Shape, int]], loop_steps: int 
     python = create(peer)
     arguments = [json.dumps([variant, *vars(shape).values(), rounds]) for variant, shape, rounds in cases]
     command = [python, DRIVERS / PEERS[peer], *arguments, "--loop", str(loop_steps)]
+    command += ["--training"] if training else []
     done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{peer}: its driver failed\n{done.stderr.strip()[-2000:]}")

@@ -5,13 +5,14 @@
 Every number is process CPU time on one thread, the least of several rounds, divided by that of the five dense matrix
 products of the same shape, timed in turn (peers/protocol.py). With --peers, other libraries are measured the same way,
 each in its own environment (peers.py). --stacking compares many small SAEs stacked with one after another; --memory
-gives the peak of resident memory above the weights alone, in a process of its own.
+gives the peak of resident memory above the weights alone, in a process of its own, for both of Adam's second moments.
 """
 
 import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -72,9 +73,15 @@ def spec_of(variant: str, shape: Shape) -> config.SparseAutoencoder:
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "relu 1 %", "jumprelu 1 %", "gated 1 %", "auxk")
 
 
-def stack_of(variant: str, shape: Shape, x: torch.Tensor, n_members: int = 1) -> Stack:
+def stack_of(variant: str, shape: Shape, x: torch.Tensor, n_members: int = 1, second_moment: str = "element") -> Stack:
     """Members as the trainer makes them, on activations that are taken as they are."""
-    training = config.Training(steps=10**6, batch_size=shape.batch, learning_rate=LEARNING_RATE, dead_after=10**9)
+    training = config.Training(
+        steps=10**6,
+        batch_size=shape.batch,
+        learning_rate=LEARNING_RATE,
+        dead_after=10**9,
+        second_moment=second_moment,
+    )
     unit = Normalization(torch.zeros(shape.d_in), 1.0, torch.zeros(shape.d_in))
     members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(n_members)]
     stack = Stack(members, [ActivationStore.from_array(x)], {0: unit}, training)
@@ -90,8 +97,8 @@ def stack_of(variant: str, shape: Shape, x: torch.Tensor, n_members: int = 1) ->
     return stack
 
 
-def ours(variant: str, shape: Shape, n_members: int = 1) -> Subject:
-    stack = stack_of(variant, shape, next(activations(shape, 1)), n_members)
+def ours(variant: str, shape: Shape, n_members: int = 1, second_moment: str = "element") -> Subject:
+    stack = stack_of(variant, shape, next(activations(shape, 1)), n_members, second_moment)
     steps = iter(range(10**6))
 
     def step(x: torch.Tensor) -> None:
@@ -102,6 +109,11 @@ def ours(variant: str, shape: Shape, n_members: int = 1) -> Subject:
     for x in activations(shape, 2):
         step(x)
     return Subject(step)
+
+
+def per_latent(variant: str, shape: Shape) -> Subject | None:
+    """Ours with one second moment per latent, which changes the optimizer alone: where it weighs least and most."""
+    return ours(variant, shape, second_moment="latent") if variant in ("topk", "relu") else None
 
 
 def plain(variant: str, shape: Shape) -> Subject | None:
@@ -141,11 +153,11 @@ def weight_bytes(shape: Shape) -> int:
     return 4 * (2 * shape.d_sae * shape.d_in + shape.d_sae + shape.d_in)
 
 
-def peak_over_weights(variant: str, shape: Shape) -> float:
+def peak_over_weights(variant: str, shape: Shape, second_moment: str) -> float:
     """Most resident memory, in 1e6 bytes, from before an SAE is made to after three steps, without its weights."""
     batches = list(activations(shape, 3))
     with PeakMemory() as peak:
-        stack = stack_of(variant, shape, batches[0])
+        stack = stack_of(variant, shape, batches[0], second_moment=second_moment)
         with torch.no_grad():
             for step, x in enumerate(batches):
                 stack.step(x[None], step)
@@ -157,21 +169,35 @@ def step_rows(shapes: list[str], rounds: int | None) -> Iterator[tuple[str, str,
     for name in shapes:
         shape = SHAPES[name]
         for variant in VARIANTS:
-            for who, make in (("saeflow", ours), ("plain autograd", plain)):
+            for who, make in (("saeflow", ours), ("one moment a latent", per_latent), ("plain autograd", plain)):
                 subject = make(variant, shape)
                 if subject is not None:
                     result = measure(subject, shape, rounds or ROUNDS[name])
                     yield name, variant, who, 1e3 * result["step_s"], result["ratio"]
 
 
-def peer_rows(shapes: list[str]) -> Iterator[tuple[str, str, str, float, float]]:
+def peer_rows(shapes: list[str], rounds: int | None) -> Iterator[tuple[str, str, str, float, float]]:
     for peer in PEERS:
-        cases = [(v, SHAPES[s], ROUNDS[s]) for s in shapes for v in ("topk", "batchtopk", "relu", "auxk")]
+        cases = [(v, SHAPES[s], rounds or ROUNDS[s]) for s in shapes for v in ("topk", "batchtopk", "relu", "auxk")]
         named = [(s, v) for s in shapes for v in ("topk", "batchtopk", "relu", "auxk")]
         try:
             for (name, variant), result in zip(named, measure_peer(peer, cases), strict=True):
                 if result["ratio"] is not None:
                     yield name, variant, peer, 1e3 * result["step_s"], result["ratio"]
+        except (NotInstallableError, RuntimeError) as error:
+            print(f"{peer}: skipped, {error}", file=sys.stderr)
+
+
+def memory_rows(name: str, peers: bool) -> Iterator[tuple[str, str, float]]:
+    """Variant, who, and peak of resident memory above the weights in 1e6 bytes."""
+    for variant, second_moment in product(VARIANTS, ("element", "latent")):
+        command = [sys.executable, __file__, "--memory-of", variant, second_moment, "--shapes", name]
+        peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        yield variant, f"saeflow, {second_moment}", float(peak)
+    for peer in PEERS if peers else ():
+        try:
+            (result,) = measure_peer(peer, [("topk", SHAPES[name], 1)])
+            yield "topk", peer, result["rss_over_init_mb"]
         except (NotInstallableError, RuntimeError) as error:
             print(f"{peer}: skipped, {error}", file=sys.stderr)
 
@@ -211,25 +237,22 @@ def least(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, help="rounds per case; default by shape, at least 3")
+    parser.add_argument("--rounds", type=int, help="rounds per case; default by shape, at least 5")
     parser.add_argument("--peers", action="store_true", help="measure other libraries as well")
     parser.add_argument("--stacking", action="store_true", help="only: many small SAEs stacked or one after another")
     parser.add_argument("--memory", action="store_true", help="only: peak memory at the largest of the shapes")
-    parser.add_argument("--memory-of", metavar="VARIANT", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     largest = SHAPES[arguments.shapes[-1]]
     if arguments.memory_of:
-        print(f"{arguments.memory_of:14} {peak_over_weights(arguments.memory_of, largest):8.0f} MB", flush=True)
+        variant, second_moment = arguments.memory_of
+        print(peak_over_weights(variant, largest, second_moment))
     elif arguments.memory:
         weights = weight_bytes(largest) / 1e6
-        print(
-            f"{largest}: peak above the {weights:.0f} MB of weights; Adam's moments are {2 * weights:.0f} MB of it",
-            flush=True,
-        )
-        for variant in VARIANTS:
-            command = [sys.executable, __file__, "--memory-of", variant, "--shapes", arguments.shapes[-1]]
-            subprocess.run(command, check=True)
+        print(f"{largest}: peak above the {weights:.0f} MB of weights; each of Adam's moments is as large", flush=True)
+        for variant, who, megabytes in memory_rows(arguments.shapes[-1], arguments.peers):
+            print(f"{variant:14} {who:20} {megabytes:8.0f} MB", flush=True)
     elif arguments.stacking:
         for name, variant, milliseconds, faster in stacking_rows(arguments.rounds or 7):
             print(
@@ -238,7 +261,7 @@ def main() -> None:
     else:
         print(f"{'shape':8} {'variant':14} {'':20} {'ms':>9} {'/ floor':>8}")
         rows = step_rows(arguments.shapes, arguments.rounds)
-        for group in (rows, peer_rows(arguments.shapes)) if arguments.peers else (rows,):
+        for group in (rows, peer_rows(arguments.shapes, arguments.rounds)) if arguments.peers else (rows,):
             for name, variant, who, milliseconds, ratio in group:
                 print(f"{name:8} {variant:14} {who:20} {milliseconds:9.2f} {ratio:8.3f}", flush=True)
 

@@ -15,9 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from saeflow import config
+from saeflow.config import ARCHITECTURES
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.models.classifier_training import Member, train
-from saeflow.models.classifiers import ARCHITECTURES
 
 N_IMAGES = 1280
 N_CLASSES = 10
@@ -31,7 +31,7 @@ def noise(side: int) -> ImageDataset:
     split = ImageSplit(
         rng.random((N_IMAGES, 1, side, side), dtype=np.float32), rng.integers(0, N_CLASSES, N_IMAGES, dtype=np.int64)
     )
-    return ImageDataset("noise", N_CLASSES, split, ImageSplit(split.images[:100], split.labels[:100]))
+    return ImageDataset("noise", N_CLASSES, split, split[:0], split[:100])
 
 
 def main() -> None:

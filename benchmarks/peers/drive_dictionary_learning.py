@@ -8,7 +8,7 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrai
 from dictionary_learning.trainers.standard import StandardTrainer
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
-from protocol import DEAD_BIAS, FIRST_STEP, LAST_STEP, Shape, Subject, dead_latents, main
+from protocol import DEAD_BIAS, FIRST_STEP, LAST_STEP, Shape, Subject, Training, dead_latents, main
 
 TRAINERS = {
     "relu": (StandardTrainer, AutoEncoder),
@@ -46,5 +46,22 @@ def make_loop(variant: str, shape: Shape) -> Subject:
     return Subject(fit)
 
 
+def fit(shape: Shape, training: Training, batches: list[torch.Tensor]):
+    made = []
+
+    def trainer(**settings) -> StandardTrainer:
+        made.append(StandardTrainer(**settings))
+        return made[-1]
+
+    settings = config("relu", shape, training.steps) | {
+        "trainer": trainer,
+        "lr": training.learning_rate,
+        "l1_penalty": training.penalty,
+        "sparsity_warmup_steps": training.penalty_warmup,
+    }
+    trainSAE(iter(batches), [settings], steps=training.steps, use_wandb=False, device="cpu")
+    return made[0].ae.encode
+
+
 if __name__ == "__main__":
-    main("dictionary-learning", make, make_loop)
+    main("dictionary-learning", make, make_loop, fit)

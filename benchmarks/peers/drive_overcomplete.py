@@ -2,10 +2,11 @@
 
 import sys
 from functools import partial
+from itertools import count
 from types import ModuleType
 
 import torch
-from protocol import Shape, Subject, main
+from protocol import Shape, Subject, Training, main
 
 # overcomplete's image models import it at the top; see benchmarks/environments.py for why it is not there.
 sys.modules["torchvision"] = torchvision = ModuleType("torchvision")
@@ -46,5 +47,17 @@ def make_loop(variant: str, shape: Shape) -> Subject | None:
     return train and Subject(lambda batches: train(list(batches), monitoring=0))
 
 
+def fit(shape: Shape, training: Training, batches: list[torch.Tensor]):
+    model, steps = SAE(shape.d_in, shape.d_sae), count()
+
+    def criterion(x, x_hat, pre_codes, codes, dictionary):
+        penalty = training.penalty * min(1.0, next(steps) / training.penalty_warmup)
+        return (x - x_hat).square().sum(1).mean() + penalty * codes.sum(1).mean()
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
+    train_sae(model, batches, criterion, optimizer, nb_epochs=1, monitoring=0)
+    return lambda x: model.encode(x)[1]
+
+
 if __name__ == "__main__":
-    main("overcomplete", make, make_loop)
+    main("overcomplete", make, make_loop, fit)

@@ -1,6 +1,6 @@
 """Training steps of SAELens."""
 
-from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, dead_latents, main
+from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, Training, dead_latents, main
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -41,5 +41,18 @@ def make_loop(variant: str, shape: Shape) -> Subject:
     return Subject(lambda batches: trainer(variant, shape, len(batches), iter(batches)).fit())
 
 
+def fit(shape: Shape, training: Training, batches: list):
+    penalty = {"l1_coefficient": training.penalty, "l1_warm_up_steps": training.penalty_warmup}
+    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, **penalty))
+    samples = {
+        "total_training_samples": training.steps * shape.batch,
+        "train_batch_size_samples": shape.batch,
+        "lr": training.learning_rate,
+        "lr_end": training.learning_rate,
+    }
+    SAETrainer(SAETrainerConfig(**samples), sae, iter(batches)).fit()
+    return sae.encode
+
+
 if __name__ == "__main__":
-    main("sae-lens", make, make_loop)
+    main("sae-lens", make, make_loop, fit)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -40,6 +41,26 @@ class Shape:
     k: int
 
 
+@dataclass(frozen=True)
+class Training:
+    """A whole training of a ReLU SAE, whose codes are dense at the start and sparse at the end.
+
+    L = mean |x - x_hat|^2 + penalty * sum_f z_f |W_dec,f|, by Adam with a constant step size; the penalty rises
+    linearly from 0 over the first steps. With the one below, L0 of `activations` ends at about 20 of 512.
+    """
+
+    steps: int = 1500
+    penalty: float = 1.2
+    penalty_warmup: int = 500
+    learning_rate: float = 1e-3
+    distinct_batches: int = 200
+
+    def batches(self, shape: Shape) -> list[Tensor]:
+        """One [batch, d_in] for each step, the distinct ones in turn."""
+        distinct = list(activations(shape, self.distinct_batches))
+        return list(islice(cycle(distinct), self.steps))
+
+
 @dataclass
 class Subject:
     """What is measured."""
@@ -51,6 +72,8 @@ class Subject:
 
 
 Maker = Callable[[str, Shape], Subject | None]
+Fit = Callable[[Shape, Training, list[Tensor]], Step]
+"""Trains an SAE on the batches and returns its encoder."""
 
 
 def activations(shape: Shape, n_batches: int, seed: int = 0) -> Iterator[Tensor]:
@@ -136,26 +159,47 @@ class PeakMemory:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1.024e-3
 
 
-def main(peer: str, make: Maker, make_loop: Maker | None = None) -> None:
+def measure_training(fit: Fit, shape: Shape, rounds: int) -> dict[str, float]:
+    """Seconds per step of a whole training, its ratio to the floor, and L0 at its end."""
+    training = Training()
+    batches, floor = training.batches(shape), Floor(shape)
+    train_s = floor_s = float("inf")
+    for _ in range(rounds):
+        floor_s = min(floor_s, *(cpu_seconds(floor) for _ in range(20)))
+        start = time.process_time()
+        encode = fit(shape, training, batches)
+        train_s = min(train_s, (time.process_time() - start) / training.steps)
+        floor_s = min(floor_s, *(cpu_seconds(floor) for _ in range(20)))
+    with torch.no_grad():
+        l0 = float((encode(batches[0]) > 0).sum(1).float().mean())
+    return {"step_s": train_s, "floor_s": floor_s, "ratio": train_s / floor_s, "l0": l0}
+
+
+def main(peer: str, make: Maker, make_loop: Maker | None = None, fit: Fit | None = None) -> None:
     """Command line of a driver: take cases in JSON, `[variant, d_in, d_sae, batch, k, rounds]`, print a line for each.
 
     Arguments:
         make: subject for a variant (`topk`, `batchtopk`, `relu`, `auxk`) and a shape, or None where the peer has none.
         make_loop: the same for the peer's own training loop: its step takes many batches, [n, batch, d_in].
+        fit: a whole training of a ReLU SAE by that loop.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="+", type=json.loads)
     parser.add_argument(
         "--loop", type=int, default=0, help="steps of the peer's own training loop, instead of one step"
     )
+    parser.add_argument("--training", action="store_true", help="whole trainings of ReLU SAEs, instead of one step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for variant, d_in, d_sae, batch, k, rounds in arguments.cases:
         torch.manual_seed(0)
         shape = Shape(d_in, d_sae, batch, k)
+        result = {"peer": peer, "version": version(peer), "variant": variant, **vars(shape)}
+        if arguments.training:
+            print(json.dumps(result | measure_training(fit, shape, rounds)), flush=True)
+            continue
         maker = make_loop if arguments.loop else make
         subject = maker(variant, shape) if maker else None
-        result = {"peer": peer, "version": version(peer), "variant": variant, **vars(shape)}
         if subject is None:
             print(json.dumps(result | {"ratio": None}), flush=True)
         elif arguments.loop:

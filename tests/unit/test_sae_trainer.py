@@ -74,16 +74,19 @@ def plain_training(spec, store, training, seed) -> tuple[float, dict[str, torch.
         gradients["W_dec"] -= (gradients["W_dec"] * W).sum(1, keepdim=True) * W
         for name, g in gradients.items():
             first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.999 * second[name] + 0.001 * g.square()
+            per_latent = training.second_moment == "latent" and g.dim() == 2
+            square = g.square().mean(1, keepdim=True) if per_latent else g.square()
+            second[name] = 0.999 * second[name] + 0.001 * square
             change = first[name] / (1 - 0.9 ** (step + 1)) / ((second[name] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
             q[name].data -= learning_rate(training, step) * change
         W /= W.norm(dim=1, keepdim=True)
     return loss.item(), q
 
 
+@pytest.mark.parametrize("second_moment", ["element", "latent"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_loss_after_the_same_steps_is_that_of_a_plain_autograd_trainer(variant, store):
-    training = settings(steps=40, dead_after=10**6)
+def test_loss_after_the_same_steps_is_that_of_a_plain_autograd_trainer(variant, second_moment, store):
+    training = settings(steps=40, dead_after=10**6, second_moment=second_moment)
     loss, q = plain_training(VARIANTS[variant], store, training, seed=3)
     (result,) = train(store, [Member(variant, VARIANTS[variant], 3)], training)
     assert result.curves["step"][-1] == 39
@@ -151,7 +154,8 @@ class Interrupting:
         return Stream()
 
 
-def test_a_resumed_training_has_the_bytes_of_an_uninterrupted_one(store, tmp_path, caplog):
+@pytest.mark.parametrize("second_moment", ["element", "latent"])
+def test_a_resumed_training_has_the_bytes_of_an_uninterrupted_one(second_moment, store, tmp_path, caplog):
     specs = list(VARIANTS.values())
     specs += [spec.model_copy(update={"dead_latents": "resample"}) for spec in (specs[0], specs[3])]
     specs = [
@@ -159,7 +163,7 @@ def test_a_resumed_training_has_the_bytes_of_an_uninterrupted_one(store, tmp_pat
         for s in specs
     ]
     members = [Member(str(i), spec, i) for i, spec in enumerate(specs)]
-    training = settings(steps=50, dead_after=500, checkpoint_steps=17)
+    training = settings(steps=50, dead_after=300, checkpoint_steps=17, second_moment=second_moment)
     path = tmp_path / "state.safetensors"
     whole = train(store, members, training)
     assert any(max(result.curves["dead_share"]) > 0 for result in whole)
@@ -173,12 +177,15 @@ def test_a_resumed_training_has_the_bytes_of_an_uninterrupted_one(store, tmp_pat
     assert_same_bytes(whole, resumed)
 
 
-def test_a_checkpoint_of_another_training_is_not_taken_up(store, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 5e-3}, {"second_moment": "latent"}], ids=lambda change: next(iter(change))
+)
+def test_a_checkpoint_of_another_training_is_not_taken_up(change, store, tmp_path, caplog):
     members = [Member("a", VARIANTS["topk"], 0)]
     path = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(Interrupting(store, 15), members, settings(steps=20, checkpoint_steps=10), checkpoint=path)
-    other = settings(steps=20, learning_rate=5e-3)
+    other = settings(steps=20, **change)
     assert_same_bytes(train(store, members, other, checkpoint=path), train(store, members, other))
     assert "other settings" in caplog.text
 

@@ -1,5 +1,8 @@
 """Adam in blocks of latents, its schedules, and decoder rows of length 1."""
 
+import math
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,14 +36,23 @@ class Adam:
     back to length 1 after it (Bricken et al. 2023). Matrices are updated block by block of rows, so that no gradient of
     a whole matrix is needed.
 
+    With one second moment per latent, that of a matrix row is the running mean of |g|^2 / d_in, and all of the row is
+    divided by its root: half the memory of the moments (Zhang et al. 2024, "Adam-mini", algorithm 1; their blocks are
+    the output neurons of a layer and the rows of an embedding, here the rows of W_enc^T and of W_dec).
+
     Arguments:
         parameters: matrices [m, d_sae, d_in] and vectors [m, n]; updated in place.
+        second_moment: of matrices one number per element, or per latent; vectors always have one per element.
     """
 
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, parameters: dict[str, Tensor], second_moment: Literal["element", "latent"] = "element") -> None:
         self.parameters = parameters
+        self.per_latent = second_moment == "latent"
         self.first = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        self.second = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.second = {
+            name: p.new_zeros(*p.shape[:-1], 1) if self.per_latent and p.dim() == 3 else torch.zeros_like(p)
+            for name, p in parameters.items()
+        }
         device = next(iter(parameters.values())).device
         self.step_count = torch.zeros((), dtype=torch.float32, device=device)
 
@@ -59,7 +71,7 @@ class Adam:
         self.second[name][member, latents] = 0
 
     def _update(self, tensors: tuple[list[Tensor], ...], gradients: list[Tensor], lr: float) -> None:
-        """Adam on parameters, given with their first and second moments."""
+        """Adam on parameters, given with their first and second moments, element by element."""
         parameters, first, second = tensors
         torch._fused_adam_(
             parameters,
@@ -77,6 +89,14 @@ class Adam:
             maximize=False,
         )
 
+    def _update_latents(self, W: Tensor, first: Tensor, second: Tensor, g: Tensor, lr: float) -> None:
+        """Adam on rows [n, d_in] whose second moments are [n, 1]."""
+        first.lerp_(g, 1 - _BETAS[0])
+        second.lerp_(torch.linalg.vecdot(g, g)[:, None] / g.shape[1], 1 - _BETAS[1])
+        # 1 - beta^t, as a tensor: the host does not wait for the device.
+        bias = [-torch.expm1(self.step_count * math.log(beta)) for beta in _BETAS]
+        W.addcmul_(first, (lr / bias[0]) / ((second / bias[1]).sqrt_() + _EPSILON), value=-1)
+
     def _update_rows(self, name: str, gradient: RowGradient, lr: float) -> None:
         stores = (self.parameters, self.first, self.second)
         flat = [store[name].view(-1, store[name].shape[-1]) for store in stores]
@@ -88,7 +108,10 @@ class Adam:
             g = gradient.block(start, stop)
             if name == "W_dec":
                 remove_parallel(g, W)
-            self._update(([W], [first], [second]), [g], lr)
+            if self.per_latent:
+                self._update_latents(W, first, second, g, lr)
+            else:
+                self._update(([W], [first], [second]), [g], lr)
             if name == "W_dec":
                 W.div_(torch.linalg.vector_norm(W, dim=1, keepdim=True))
 

@@ -103,7 +103,7 @@ class Objective(ABC):
         splice: Splice | None = None,
         measure: bool = False,
     ) -> Gradients:
-        """Gradients of the loss on one batch.
+        """Gradients of the loss on one batch; they live in memory that the next call takes again.
 
         Arguments:
             x: normalised activations, the same for all members or not.
@@ -113,7 +113,7 @@ class Objective(ABC):
             splice: gives a loss of x_hat for each member, and its gradient; both are added.
             measure: work out L0 and the terms of the loss as well.
         """
-        centered = x - self.parameters["b_dec"][:, None]
+        centered = torch.sub(x, self.parameters["b_dec"][:, None], out=self._held("centered", x.shape))
         b = x.shape[1]
         step = Step(x, centered, 2 / (b * len(self.ends)), self.penalty * (warmup / b), dead, splice, measure)
         result = self._dense(step) if dense else self._sparse(step)
@@ -231,19 +231,19 @@ class Objective(ABC):
         m, _, d = step.x.shape
         W_dec = self.parameters["W_dec"]
         dW_dec, dW_enc_T = (self._held(name, W_dec.shape) for name in ("dW_dec", "dW_enc_T"))
+        decoded = self._held("decoded", (m, step.batch, len(self.ends), d))
         sums, total = step.x.new_zeros(m, self.d_sae), step.x.new_zeros(m, d)
         fired = torch.zeros(m, self.d_sae, dtype=torch.bool, device=W_dec.device)
-        errors = []
         groups = [slice(i, j) for i, j in zip((0, *self.ends), self.ends, strict=False)]
         for start, p in self._chunks(step, whole=self.needs_whole_batch or step.splice is not None):
             rows = slice(start, start + p.shape[1])
             z = self._dense_values(p)
             if step.measure:
                 self._measure(step, p, z, lambda values: values.sum((1, 2)))
-            parts = [z[:, :, group] @ W_dec[:, group] for group in groups]
-            parts = torch.stack(parts, 2) if len(groups) > 1 else parts[0][:, :, None]
-            error, table, part_of_total = self._tables(parts, step.x[:, rows], step)
-            fired |= z.amax(1) > 0
+            for g, group in enumerate(groups):
+                torch.bmm(z[:, :, group], W_dec[:, group], out=decoded[:, rows, g])
+            error, table, part_of_total = self._tables(decoded[:, rows], step.x[:, rows], step)
+            fired |= z.sum(1) > 0
             dz = self._held("dz", p.shape)
             beta = float(start > 0)
             for g, group in enumerate(groups):
@@ -254,9 +254,9 @@ class Objective(ABC):
             dW_enc_T.baddbmm_(dp.mT, step.centered[:, rows], beta=beta)
             sums += dp.sum(1)
             total += part_of_total
-            errors.append(error)
         matrices = {"W_dec": RowGradient(dW_dec.view(-1, d)), "W_enc_T": RowGradient(dW_enc_T.view(-1, d))}
-        error = torch.cat(errors, 1) if len(errors) > 1 else errors[0]
+        if step.splice is None:
+            error = decoded[:, :, -1]
         return Gradients(matrices, {"p": sums, "b_dec": total}, error, fired)
 
     # What both share.
@@ -288,7 +288,7 @@ class Objective(ABC):
 
     def release(self) -> None:
         """Give back the memory that only the dense route needs."""
-        for name in ("dz", "dW_dec", "dW_enc_T"):
+        for name in ("dz", "dW_dec", "dW_enc_T", "decoded"):
             self._memory.pop(name, None)
 
     def _tables(self, parts: Tensor, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
