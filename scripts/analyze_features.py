@@ -47,14 +47,13 @@ def main(
     """
     data, spec = ImageDataset.load(dataset), config.Features.model_validate(cfg["features"])
     device, hook = cfg["device"], cfg["hook"]
-    trained = [member["seed"] for member in classifiers.describe(weights)["members"]]
-    network = classifiers.load(weights, device)
+    networks = classifiers.load(weights, device, cfg["seeds"])
     keys = product(range(len(cfg["seeds"])), cfg["variants"], cfg["sae_seeds"])
     context, loaded = None, None
     for (i, variant, sae_seed), sae_path, *outputs in zip(keys, saes, tables, reports, arrays, strict=True):
         seed = cfg["seeds"][i]
         if loaded != seed:
-            member, loaded = network.member(trained.index(seed)), seed
+            member, loaded = networks.member(i), seed
             (train, images), (test, _) = (
                 _split(path, split, device)
                 for path, split in ((train_stores[i], data.train), (test_stores[i], data.test))

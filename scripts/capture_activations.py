@@ -29,12 +29,8 @@ def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> N
         ClassifierError: a seed that the weights do not hold, or a hook point that the architecture does not have.
     """
     data, settings = ImageDataset.load(dataset), config.Activations.model_validate(cfg["activations"])
-    description = classifiers.describe(weights)
-    trained = [member["seed"] for member in description["members"]]
-    absent = sorted(set(cfg["seeds"]) - set(trained))
-    if absent:
-        raise classifiers.ClassifierError(f"{weights}: holds seeds {trained}, asked for {absent}")
-    classifier = classifiers.load(weights, cfg["device"]).select([trained.index(seed) for seed in cfg["seeds"]])
+    role = classifiers.describe(weights)["role"]
+    classifier = classifiers.load(weights, cfg["device"], cfg["seeds"])
     stores = dict(zip(product(cfg["seeds"], settings.hook_points, SPLITS), manifests, strict=True))
     for split in SPLITS:
         images = torch.from_numpy(getattr(data, split).inputs())
@@ -52,7 +48,7 @@ def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> N
                             "dataset": data.name,
                             "split": split,
                             "architecture": classifier.architecture,
-                            "role": description["role"],
+                            "role": role,
                             "seed": seed,
                             "hook_point": classifier.resolve(hook),
                         },

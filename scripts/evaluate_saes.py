@@ -25,12 +25,11 @@ def main(*, dataset: Path, weights: Path, stores: list[Path], saes: list[Path], 
         cfg: `seeds`, `variants`, `sae_seeds`, `architecture`, `role`, `hook`, `device`.
     """
     labels = torch.from_numpy(ImageDataset.load(dataset).test.labels)
-    trained = [member["seed"] for member in classifiers.describe(weights)["members"]]
-    network = classifiers.load(weights, cfg["device"])
+    networks = classifiers.load(weights, cfg["device"], cfg["seeds"])
     opened = {seed: ActivationStore.open(path) for seed, path in zip(cfg["seeds"], stores, strict=True)}
     rows = []
     for (seed, variant, sae_seed), path in zip(product(opened, cfg["variants"], cfg["sae_seeds"]), saes, strict=True):
-        store, member = opened[seed], network.member(trained.index(seed))
+        store, member = opened[seed], networks.member(cfg["seeds"].index(seed))
         measured = evaluate(
             formats.load(path.parent, cfg["device"]),
             store.rows(slice(None), cfg["device"]),

@@ -15,15 +15,22 @@ def main(
     parquet: list[Path],
     csv: list[Path],
 ) -> None:
-    saes, latents = tables.gather(metrics), tables.gather(features)
-    by_name = {
-        "classifiers": tables.classifiers(sidecars),
-        "saes": saes,
-        "saes_summary": tables.summarize(saes, tables.SAE_GROUP, tables.SAE_METRICS),
-        "training": tables.gather(curves),
-        "features": latents,
-        "features_summary": tables.summarize_features(latents),
-    }
+    """
+    Arguments:
+        sidecars: .json of each architecture's and role's networks.
+        metrics, curves, features: tables of `evaluate_saes`, `train_saes` and `analyze_features`; none without SAEs.
+        parquet, csv: tables to write, by their names below.
+    """
+    by_name = {"classifiers": tables.classifiers(sidecars)}
+    if metrics:
+        saes, latents = tables.gather(metrics), tables.gather(features)
+        by_name |= {
+            "saes": saes,
+            "saes_summary": tables.summarize(saes, tables.SAE_GROUP, tables.SAE_METRICS),
+            "training": tables.gather(curves),
+            "features": latents,
+            "features_summary": tables.summarize_features(latents),
+        }
     for exact, readable in zip(parquet, csv, strict=True):
         tables.write(by_name[exact.stem], exact, readable)
 

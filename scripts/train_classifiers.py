@@ -21,7 +21,9 @@ def main(*, dataset: Path, weights: list[Path], cfg: dict) -> None:
         cfg: `architecture`, `classifiers` (section), `seed` (root of the draws), `device`.
     """
     data, settings = ImageDataset.load(dataset), config.Classifiers.model_validate(cfg["classifiers"])
-    members = [Member(name, role.classes, seed) for name, role in settings.roles.items() for seed in settings.seeds]
+    members = [
+        Member(name, role.classes, seed) for name, role in settings.roles.items() for seed in settings.seeds_of(name)
+    ]
     trained = train(cfg["architecture"], data, members, settings, seed=cfg["seed"], device=cfg["device"])
     for path, (name, role) in zip(weights, settings.roles.items(), strict=True):
         own = [i for i, member in enumerate(members) if member.role == name]

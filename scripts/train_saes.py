@@ -23,9 +23,7 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: Path, c
     """
     spec = config.SAEs.model_validate(cfg["saes"])
     opened = [ActivationStore.open(path) for path in stores]
-    trained = [member["seed"] for member in classifiers.describe(weights)["members"]]
-    networks = classifiers.load(weights, cfg["device"]).select([trained.index(seed) for seed in cfg["seeds"]])
-    splice = SplicedOutput(networks, cfg["hook"])
+    splice = SplicedOutput(classifiers.load(weights, cfg["device"], cfg["seeds"]), cfg["hook"])
     results = dict(
         fitting.fit(
             opened,

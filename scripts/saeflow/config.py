@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist_letters"]
-Architecture = Literal["FFN", "SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"]
+Architecture = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
 
 N_CLASSES: dict[Dataset, int] = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "kmnist": 10, "emnist_letters": 26}
 
@@ -63,26 +63,18 @@ class Data(Section):
         0.25, description="Share of `digits` held out as test split, by class. The other sets bring their own split."
     )
 
+    calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the training split, by class, that no network is trained on: what thresholds are "
+        "calibrated on (`injection` needs it).",
+    )
+
     @model_validator(mode="after")
     def _digits_is_embedded(self) -> Self:
         if self.name == "digits" and self.data_dir is not None:
             raise ValueError(
                 f"data_dir: {self.data_dir!r} is of no use to 'digits', which is embedded; drop one of the two"
             )
-        return self
-
-
-class Role(Section):
-    """A class subset on which one set of classifiers is trained."""
-
-    classes: tuple[NonNegativeInt, ...] = Field(
-        min_length=2, description="Labels that the classifier is trained on; its output layer keeps all classes."
-    )
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes: {list(self.classes)} names a class twice")
         return self
 
 
@@ -97,12 +89,51 @@ HookPoint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)]
 
 
+class Layers(Section):
+    """Layers of an architecture between image and logits, every one followed by a ReLU."""
+
+    channels: tuple[PositiveInt, ...] = Field(
+        (), description="Channels of each convolution, which come first: 3 x 3, stride 2, padding 1."
+    )
+    hidden: tuple[PositiveInt, ...] = Field(min_length=1, description="Units of each dense layer.")
+
+
+ARCHITECTURES: dict[str, Layers] = {
+    "FFN": Layers(hidden=(128,)),
+    "SimpleNN": Layers(hidden=(64, 32)),
+    "MegaNN": Layers(hidden=(512, 256, 128, 64)),
+    "WideNN": Layers(hidden=(1024, 256)),
+    "DeepNN": Layers(hidden=(128, 128, 64, 64, 32, 32)),
+    "ConvNet": Layers(channels=(16, 32), hidden=(64,)),
+}
+
+
+class Role(Section):
+    """A class subset on which one set of classifiers is trained."""
+
+    classes: tuple[NonNegativeInt, ...] = Field(
+        min_length=2, description="Labels that the classifier is trained on; its output layer keeps all classes."
+    )
+    seeds: Seeds | None = Field(
+        None, description="One network per seed, in place of `classifiers.seeds`. Not for a role that is captured."
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: {list(self.classes)} names a class twice")
+        return self
+
+
 class Classifiers(Section):
     """The networks under study: every architecture x role x seed."""
 
     architectures: Annotated[tuple[Architecture, ...], AfterValidator(_each_once)] = Field(
-        ("SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"), min_length=1, description="Architectures, by name."
+        ("SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"),
+        min_length=1,
+        description="Architectures, by name: " + ", ".join(ARCHITECTURES) + ", or one of `layers`.",
     )
+    layers: dict[Architecture, Layers] = Field({}, description="Architectures of your own, by name.")
     roles: dict[Name, Role] = Field(
         {"full": Role(classes=tuple(range(10)))}, min_length=1, description="Class subsets by role name."
     )
@@ -112,9 +143,34 @@ class Classifiers(Section):
     learning_rate: PositiveFloat = Field(2e-3, description="Peak step size of Adam; decays to 0 by a cosine.")
     weight_decay: NonNegativeFloat = Field(1e-4, description="Decoupled weight decay.")
 
+    def layers_of(self, architecture: str) -> Layers:
+        """Layers of one of the study's architectures."""
+        return (ARCHITECTURES | self.layers)[architecture]
+
+    def seeds_of(self, role: str) -> tuple[int, ...]:
+        """Seeds of a role: its own, or those of the section."""
+        return self.roles[role].seeds or self.seeds
+
+    @model_validator(mode="after")
+    def _architectures_exist(self) -> Self:
+        for name in self.layers:
+            if name in ARCHITECTURES:
+                raise ValueError(f"layers.{name}: is built in as {ARCHITECTURES[name]!r}; give yours another name")
+        known = (*ARCHITECTURES, *self.layers)
+        for name in self.architectures:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{close[0]}'? " if close else ""
+                raise ValueError(f"architectures: '{name}' is not known; {hint}known: {', '.join(known)}")
+        return self
+
 
 class Activations(Section):
     """What is captured from each network, and how it is stored."""
+
+    roles: Annotated[tuple[Name, ...], AfterValidator(_each_once)] | None = Field(
+        None, min_length=1, description="Roles whose networks are captured and get SAEs and features; all if not given."
+    )
 
     hook_points: Annotated[tuple[HookPoint, ...], AfterValidator(_each_once)] = Field(
         ("last.pre",),
@@ -230,6 +286,9 @@ class Training(Section):
     steps: PositiveInt = Field(3000, description="Optimiser steps.")
     batch_size: PositiveInt = Field(256, description="Activation vectors per step.")
     learning_rate: PositiveFloat = Field(1e-3, description="Peak step size of Adam.")
+    second_moment: Literal["element", "latent"] = Field(
+        "element", description="What Adam keeps one for: each element of a matrix, or each latent's row of it."
+    )
     warmup_steps: NonNegativeInt = Field(100, description="Steps of linear rise of the step size.")
     decay_share: Share = Field(
         0.2, description="Last share of the steps, over which the step size falls linearly to 0."
@@ -259,7 +318,7 @@ class Training(Section):
 class SAEs(Section):
     """The sparse autoencoders: every variant x seed on every store."""
 
-    variants: dict[Name, Variant] = Field(min_length=1, description="SAEs by name.")
+    variants: dict[Name, Variant] = Field({}, description="SAEs by name; without any, none is trained.")
     seeds: Seeds = Field((0,), min_length=1, description="SAE seeds per activation store.")
     training: Training = Field(Training(), description="Optimisation.")
 
@@ -288,6 +347,108 @@ class Features(Section):
     cards: Cards = Field(Cards(), description="One picture per feature, for these SAEs.")
 
 
+METHODS: dict[str, str] = {
+    "references": "references",
+    "ridge_regression": "regression",
+    "relative_representations": "relative_representations",
+    "dreamt_images": "dreamt_images",
+    "whole_model_distillation": "whole_model_distillation",
+    "precomputed_alignment": "concept_spaces",
+    "neural_aligner": "neural_aligner",
+    "dimension_scaling": "concept_spaces",
+    "sparsity_optimisation": "concept_spaces",
+    "hierarchical_transfer": "hierarchical_transfer",
+    "several_concepts": "several_concepts",
+    "adversarial_direction": "adversarial_direction",
+    "architecture_agnostic": "architecture_agnostic",
+    "continual_injection": "continual_injection",
+    "direct_weight_copy": "weight_selection",
+    "procrustes_probe": "procrustes_probe",
+    "importance_selection": "weight_selection",
+    "gradual_blending": "weight_selection",
+    "pathway_transplant": "pathways",
+    "activation_selection": "weight_selection",
+    "cascade_transplant": "pathways",
+    "basic_sae_injection": "sae_injection",
+    "preserved_injection": "sae_injection",
+    "vector_space_aligned": "vector_transfer",
+    "cross_architecture_vector": "vector_transfer",
+    "aligned_spatial_transfer": "aligned_spatial_transfer",
+    "doodle_regression": "regression",
+    "doodle_distillation": "distillation",
+}
+"""Injection methods, and the module of `saeflow.injection.methods` that each is in."""
+
+
+class ConceptSpaces(Section):
+    """The sparse autoencoders whose latents the SAE methods read concepts from; one per network."""
+
+    d_sae: PositiveInt = Field(128, description="Number of latents.")
+    k: PositiveInt = Field(8, description="Active latents per activation vector, on average over a batch.")
+    training: Training = Field(
+        Training(steps=500, batch_size=128, learning_rate=3e-3, warmup_steps=50, sparsity_warmup_steps=0),
+        description="Optimisation.",
+    )
+    sizes: tuple[PositiveInt, ...] = Field((32, 64, 128, 256), description="`d_sae` of the sweep of dimensions.")
+    sparsities: tuple[PositiveInt, ...] = Field((2, 4, 8, 16, 32), description="`k` of the sweep of sparsities.")
+    sweep_architectures: NonNegativeInt = Field(
+        2, description="Both sweeps run among the first so many of the study's architectures."
+    )
+
+
+class Distillation(Section):
+    """The head of `doodle_distillation`."""
+
+    hidden: PositiveInt = Field(256, description="Units of the head.")
+    epochs: PositiveInt = Field(12, description="Passes over doodles and own images.")
+    batch_size: PositiveInt = Field(256, description="Images per step.")
+    own_images: PositiveInt = Field(8000, description="Images of the target's own classes, at most.")
+
+
+class Injection(Section):
+    """A concept that target networks never saw, given to them from source networks that know it."""
+
+    target: Name = Field("target", description="Role of the networks that get the concept.")
+    source: Name = Field("source", description="Role of the networks that know it.")
+    blind: Name | None = Field(
+        "blind", description="Role like `source` but without the concept, for a control; null leaves the control out."
+    )
+    concept: NonNegativeInt = Field(description="Class that is injected: one of the source's, none of the target's.")
+    lookalike: NonNegativeInt = Field(
+        description="Class on which specificity is measured: one of the source's, none of the target's."
+    )
+    sequence: dict[NonNegativeInt, Name] = Field(
+        {},
+        description="What continual injection adds after the concept: classes in this order, each with the role of the "
+        "networks that know it.",
+    )
+    pairs: tuple[tuple[Architecture, Architecture], ...] | None = Field(
+        None, min_length=1, description="[source, target] architectures; all ordered pairs if not given."
+    )
+    methods: Annotated[tuple[str, ...], AfterValidator(_each_once)] = Field(
+        tuple(METHODS), min_length=1, description="Methods, by name."
+    )
+    preservation: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.985,
+        description="Share of the right answers that an injected network keeps on the calibration images of the "
+        "target's own classes; fixes the shift of the concept's logit.",
+    )
+    synthetic_images: PositiveInt = Field(20_000, description="Doodles, for the methods that use synthetic inputs.")
+    few_shots: tuple[PositiveInt, ...] = Field((1, 5, 20, 100), description="Labelled images of the few-shot rows.")
+    concept_spaces: ConceptSpaces = Field(ConceptSpaces(), description="SAEs of the SAE methods.")
+    distillation: Distillation = Field(Distillation(), description="The new method's head.")
+    bootstrap: PositiveInt = Field(1000, description="Resamples of seeds and images behind a confidence interval.")
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Self:
+        for name in self.methods:
+            if name not in METHODS:
+                close = difflib.get_close_matches(name, METHODS, n=1)
+                hint = f"did you mean '{close[0]}'? " if close else ""
+                raise ValueError(f"methods: '{name}' is not known; {hint}known: {', '.join(METHODS)}")
+        return self
+
+
 class Tolerances(Section):
     """How far tables built on another class of machine may be from ours."""
 
@@ -310,8 +471,15 @@ class Study(Section):
     dataset: Data = Field(Data(), description="Images.")
     classifiers: Classifiers = Field(Classifiers(), description="Networks.")
     activations: Activations = Field(Activations(), description="Capture.")
-    saes: SAEs = Field(description="Sparse autoencoders.")
+    saes: SAEs = Field(SAEs(), description="Sparse autoencoders.")
     features: Features = Field(Features(), description="Feature analysis.")
+    injection: Injection | None = Field(None, description="Concept injection; none if not given.")
+
+    @property
+    def captured_roles(self) -> tuple[str, ...]:
+        """Roles whose networks get activation stores, SAEs and features."""
+        roles = tuple(self.classifiers.roles) if self.activations.roles is None else self.activations.roles
+        return roles if self.saes.variants else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -323,6 +491,19 @@ class Study(Section):
                     f"classifiers.roles.{name}.classes: {strangers} not in dataset.name {self.dataset.name}, "
                     f"whose labels are 0 to {n_classes - 1}"
                 )
+        for name in self.activations.roles or ():
+            if name not in self.classifiers.roles:
+                raise ValueError(
+                    f"activations.roles: '{name}' is not in classifiers.roles ({', '.join(self.classifiers.roles)})"
+                )
+        for name in self.captured_roles:
+            if self.classifiers.roles[name].seeds is not None:
+                raise ValueError(
+                    f"classifiers.roles.{name}.seeds: a captured role takes classifiers.seeds; drop the key, or leave "
+                    f"'{name}' out of activations.roles"
+                )
+        if self.injection:
+            _check_injection(self.injection, self)
         for name in self.features.cards.variants:
             if name not in self.saes.variants:
                 raise ValueError(
@@ -334,6 +515,53 @@ class Study(Section):
                     f"features.cards.seeds: {seed} is not in classifiers.seeds {list(self.classifiers.seeds)}"
                 )
         return self
+
+
+def _check_injection(injection: Injection, study: Study) -> None:
+    """The roles fit one another and the concept."""
+    roles, known = study.classifiers.roles, ", ".join(study.classifiers.roles)
+    for key in ("target", "source", "blind"):
+        name = getattr(injection, key)
+        if name is not None and name not in roles:
+            raise ValueError(f"injection.{key}: '{name}' is not in classifiers.roles ({known})")
+    target, source = roles[injection.target].classes, roles[injection.source].classes
+    for key in ("concept", "lookalike"):
+        label = getattr(injection, key)
+        if label not in source or label in target:
+            raise ValueError(
+                f"injection.{key}: {label} must be one of the source's classes {list(source)} and none of the target's "
+                f"{list(target)}"
+            )
+    if injection.concept == injection.lookalike:
+        raise ValueError(f"injection.lookalike: {injection.lookalike} is the concept itself")
+    if not set(source) & set(target):
+        raise ValueError(
+            f"injection.source: its classes {list(source)} share none with the target's {list(target)}; the methods "
+            "align both networks on shared classes"
+        )
+    if injection.blind is not None and injection.concept in roles[injection.blind].classes:
+        raise ValueError(f"injection.blind: '{injection.blind}' is trained on the concept, {injection.concept}")
+    for label, name in injection.sequence.items():
+        if name not in roles or label not in roles[name].classes or label in (*target, injection.concept):
+            raise ValueError(
+                f"injection.sequence.{label}: '{name}' must be a role that knows class {label}, which must be neither "
+                f"the concept nor one of the target's classes {list(target)}; roles: {known}"
+            )
+    used = [
+        name for name in (injection.target, injection.source, injection.blind, *injection.sequence.values()) if name
+    ]
+    seeds = {name: list(study.classifiers.seeds_of(name)) for name in used}
+    if len(set(map(len, seeds.values()))) > 1:
+        raise ValueError(f"injection: networks are paired by seed, but the roles have seeds {seeds}")
+    for pair in injection.pairs or ():
+        for name in pair:
+            if name not in study.classifiers.architectures:
+                raise ValueError(
+                    f"injection.pairs: '{name}' is not in classifiers.architectures "
+                    f"({', '.join(study.classifiers.architectures)})"
+                )
+    if not study.dataset.calibration_share:
+        raise ValueError("dataset.calibration_share: 0, but injection calibrates thresholds on such images; try 0.1")
 
 
 VARIANTS: dict[str, type[SparseAutoencoder]] = {

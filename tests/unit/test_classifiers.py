@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from saeflow.config import ARCHITECTURES
 from saeflow.models import classifiers
-from saeflow.models.classifiers import ARCHITECTURES, ClassifierError, StackedClassifier
+from saeflow.models.classifiers import ClassifierError, StackedClassifier
 from saeflow.reproduce import sha256_file
 
 

@@ -1,5 +1,7 @@
 """Training many networks at once, and the scripts that train them and capture their activations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,12 @@ import capture_activations
 import train_classifiers
 from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config import ARCHITECTURES
 from saeflow.datasets import images
-from saeflow.datasets.images import ImageDataset, ImageSplit
+from saeflow.datasets.images import ImageSplit
 from saeflow.models import classifiers
 from saeflow.models.classifier_training import Member, train
-from saeflow.models.classifiers import ARCHITECTURES, ClassifierError
+from saeflow.models.classifiers import ClassifierError
 from saeflow.reproduce import sha256_file
 
 MEMBERS = [
@@ -65,7 +68,7 @@ def test_a_member_learns_from_its_own_classes_only(digits):
     strange = digits.train.images.copy()
     others = ~np.isin(digits.train.labels, MEMBERS[0].classes)
     strange[others] = np.random.default_rng(0).random(strange[others].shape, np.float32)
-    noisy = ImageDataset("digits", 10, ImageSplit(strange, digits.train.labels), digits.test)
+    noisy = replace(digits, train=ImageSplit(strange, digits.train.labels))
     for mine, other in zip(
         *(train("FFN", data, MEMBERS[:1], BRIEF).classifier.parameters() for data in (digits, noisy)), strict=True
     ):

@@ -39,6 +39,16 @@ def test_a_split_without_an_image_of_a_class_is_refused(share):
         images.build(config.Data(test_share=share))
 
 
+def test_calibration_images_are_a_share_of_each_class_taken_from_the_training_split():
+    whole, parted = (images.build(config.Data(calibration_share=share), seed=0) for share in (0, 0.2))
+    assert len(whole.calibration) == 0
+    taken, before = (np.bincount(split.labels) for split in (parted.calibration, whole.train))
+    assert abs(taken - 0.2 * before).max() <= 0.5
+    both = np.concatenate([parted.train.images, parted.calibration.images])
+    assert rows(both) == rows(whole.train.images)
+    np.testing.assert_array_equal(parted.test.images, whole.test.images)
+
+
 def test_equal_data_is_equal_bytes_and_comes_back_as_it_was(tmp_path):
     cfg = {"dataset": config.Data().model_dump(mode="json"), "seed": 3}
     for name in ("a.npz", "b.npz"):
@@ -46,7 +56,7 @@ def test_equal_data_is_equal_bytes_and_comes_back_as_it_was(tmp_path):
     assert sha256_file(tmp_path / "a.npz") == sha256_file(tmp_path / "b.npz")
     built, loaded = images.build(config.Data(), seed=3), ImageDataset.load(tmp_path / "a.npz")
     assert (loaded.name, loaded.n_classes, loaded.shape) == ("digits", 10, (8, 8))
-    for split in ("train", "test"):
+    for split in ("train", "calibration", "test"):
         np.testing.assert_array_equal(getattr(loaded, split).images, getattr(built, split).images)
         np.testing.assert_array_equal(getattr(loaded, split).labels, getattr(built, split).labels)
 

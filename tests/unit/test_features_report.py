@@ -35,7 +35,7 @@ def study(tmp_path_factory):
     for image, label in zip(images, labels, strict=True):
         image[0, 2 * label : 2 * label + 3, 2:6] += 200
     train, test = (ImageSplit(images[part], labels[part]) for part in (slice(0, 120), slice(120, 180)))
-    ImageDataset("blobs", 3, train, test).save(root / "data.npz")
+    ImageDataset("blobs", 3, train, train[:0], test).save(root / "data.npz")
     network = classifiers.StackedClassifier("SimpleNN", (8, 8), 3, 2).initialize([3, 5])
     classifiers.save(network, root / "net.safetensors", {"role": "full", "members": [{"seed": 3}, {"seed": 5}]})
     files = {"train_stores": [], "test_stores": [], "saes": []}

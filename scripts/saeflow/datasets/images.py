@@ -13,7 +13,8 @@ from saeflow.datasets import files, idx
 from saeflow.datasets.files import DatasetError
 from saeflow.reproduce import child_seed
 
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_PARTS = ("images", "labels")
+_SPLITS = ("train", "calibration", "test")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class ImageSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice | np.ndarray) -> Self:
+        """Some of the images, by slice, numbers or mask."""
+        return type(self)(self.images[rows], self.labels[rows])
+
     def inputs(self) -> Float32[np.ndarray, "images 1 h w"]:
         """Images in [0, 1]."""
         if self.images.dtype == np.float32:
@@ -36,11 +41,13 @@ class ImageSplit:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """An image set with its two splits."""
+    """An image set with its splits."""
 
     name: str
     n_classes: int
     train: ImageSplit
+    calibration: ImageSplit
+    """Training images that no network is trained on; may be empty."""
     test: ImageSplit
 
     @property
@@ -50,9 +57,9 @@ class ImageDataset:
 
     def save(self, path: Path) -> None:
         """Write one uncompressed .npz; equal data is equal bytes (numpy stamps its entries with 1980)."""
-        arrays = (self.train.images, self.train.labels, self.test.images, self.test.labels)
+        arrays = {f"{name}_{part}": getattr(getattr(self, name), part) for name in _SPLITS for part in _PARTS}
         with path.open("wb") as file:
-            np.savez(file, name=self.name, n_classes=self.n_classes, **dict(zip(_ARRAYS, arrays, strict=True)))
+            np.savez(file, name=self.name, n_classes=self.n_classes, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -63,11 +70,11 @@ class ImageDataset:
         """
         try:
             with np.load(path) as archive:
-                images, labels, test_images, test_labels = (archive[name] for name in _ARRAYS)
+                splits = [ImageSplit(*(archive[f"{name}_{part}"] for part in _PARTS)) for name in _SPLITS]
                 name, n_classes = str(archive["name"]), int(archive["n_classes"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{path}: no dataset of this project: {error}") from None
-        return cls(name, n_classes, ImageSplit(images, labels), ImageSplit(test_images, test_labels))
+        return cls(name, n_classes, *splits)
 
 
 def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None) -> ImageDataset:
@@ -80,18 +87,37 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
         DatasetError: files are missing, damaged or not those that they should be; or a split would lack a class.
     """
     if data.name == "digits":
-        return _digits(data.test_share, child_seed(seed, "dataset", "digits"))
+        train, test = _digits(data.test_share, child_seed(seed, "dataset", "digits"))
+        return ImageDataset("digits", config.N_CLASSES["digits"], *_calibration(train, data, seed), test)
     spec, folder = files.image_set(data.name), folder or data.data_dir
     if folder is None:
         raise DatasetError(f"dataset.data_dir: none given; {data.name} needs {', '.join(spec.downloads)}")
     n_classes = config.N_CLASSES[data.name]
     train_images, train_labels, test_images, test_labels = idx.read(spec, files.find(data.name, folder))
-    return ImageDataset(
-        data.name,
-        n_classes,
-        train=_split(train_images, train_labels, spec, n_classes),
-        test=_split(test_images, test_labels, spec, n_classes),
-    )
+    train, calibration = _calibration(_split(train_images, train_labels, spec, n_classes), data, seed)
+    return ImageDataset(data.name, n_classes, train, calibration, _split(test_images, test_labels, spec, n_classes))
+
+
+def _calibration(train: ImageSplit, data: config.Data, seed: int) -> tuple[ImageSplit, ImageSplit]:
+    """Training split without its calibration images, and those; all of it and none where no share is asked for."""
+    if not data.calibration_share:
+        return train, train[:0]
+    return _divide(train, "calibration_share", data.calibration_share, child_seed(seed, "dataset", "calibration"))
+
+
+def _divide(split: ImageSplit, key: str, share: float, seed: int) -> tuple[ImageSplit, ImageSplit]:
+    """A split without a share of each class's images, and those; order kept."""
+    rng = np.random.default_rng(seed)
+    taken = np.zeros(len(split), bool)
+    for label in np.unique(split.labels):
+        own = np.flatnonzero(split.labels == label)
+        n_taken = round(share * len(own))
+        if not 0 < n_taken < len(own):
+            raise DatasetError(
+                f"dataset.{key}: {share:g} takes {n_taken} of {len(own)} images of class {label}; each part needs one"
+            )
+        taken[rng.permutation(own)[:n_taken]] = True
+    return split[~taken], split[taken]
 
 
 def _split(images: np.ndarray, labels: np.ndarray, spec: files.ImageSet, n_classes: int) -> ImageSplit:
@@ -103,22 +129,10 @@ def _split(images: np.ndarray, labels: np.ndarray, spec: files.ImageSet, n_class
     return ImageSplit(np.ascontiguousarray(upright[:, None]), labels.astype(np.int64) - first)
 
 
-def _digits(test_share: float, seed: int) -> ImageDataset:
+def _digits(test_share: float, seed: int) -> tuple[ImageSplit, ImageSplit]:
     """scikit-learn's 1,797 digits of 8 x 8 pixels (UCI, Alpaydin and Kaynak 1998), scaled from 0-16 to [0, 1]."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images, labels = (bunch.images[:, None] / 16).astype(np.float32), bunch.target.astype(np.int64)
-    rng = np.random.default_rng(seed)
-    is_test = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        n_test = round(test_share * len(own))
-        if not 0 < n_test < len(own):
-            raise DatasetError(
-                f"dataset.test_share: {test_share:g} puts {n_test} of {len(own)} images of class {label} into the test "
-                "split; each split needs one"
-            )
-        is_test[rng.permutation(own)[:n_test]] = True
-    train, test = (ImageSplit(images[rows], labels[rows]) for rows in (~is_test, is_test))
-    return ImageDataset("digits", len(np.unique(labels)), train, test)
+    digits = ImageSplit((bunch.images[:, None] / 16).astype(np.float32), bunch.target.astype(np.int64))
+    return _divide(digits, "test_share", test_share, seed)

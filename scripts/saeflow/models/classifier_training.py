@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.datasets.images import ImageDataset, ImageSplit
+from saeflow.models.adamw import AdamW
 from saeflow.models.classifiers import ClassifierError, StackedClassifier, concatenate
 from saeflow.reproduce import child_seed
 
@@ -23,9 +24,6 @@ Measured on one thread (benchmarks/stacked_classifiers.py), stacked is so many t
 1.9 to 2.1 and 2.7 to 4.0 at 10k parameters, 1.7 and 2.1 at 40k, 1.3 to 1.4 and 1.3 to 1.6 at 50k to 130k, 1.1 and 0.9
 to 1.1 at 200k to 330k, 1.0 to 1.1 and 0.85 to 1.0 from 575k on.
 """
-
-# The fused kernel rounds what is left over after whole vectors unlike the rest; 16 floats are a CPU's widest vector.
-_LANES = 16
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +83,8 @@ def train(
     """
     for member in members:
         _check_classes(member, dataset)
-    fresh = StackedClassifier(architecture, dataset.shape, dataset.n_classes)
+    layers = settings.layers_of(architecture)
+    fresh = StackedClassifier(architecture, dataset.shape, dataset.n_classes, layers=layers)
     n_parameters = sum(parameter.numel() for parameter in fresh.parameters())
     if stacked is None:
         stacked = torch.device(device).type != "cpu" or n_parameters < STACK_BELOW
@@ -112,7 +111,9 @@ def _fit(
     """Train members stacked."""
     n_steps = math.ceil(settings.epochs * len(labels) / settings.batch_size)
     names = [(seed, "classifier", architecture, *member.classes, "seed", member.seed) for member in members]
-    classifier = StackedClassifier(architecture, dataset.shape, dataset.n_classes, len(members))
+    classifier = StackedClassifier(
+        architecture, dataset.shape, dataset.n_classes, len(members), settings.layers_of(architecture)
+    )
     classifier.initialize([child_seed(*name, "weights") for name in names]).to(images.device)
     own = [np.isin(dataset.train.labels, member.classes) for member in members]
     order = [
@@ -121,7 +122,7 @@ def _fit(
     ]
     batches = torch.stack(order).unflatten(1, (n_steps, settings.batch_size)).to(images.device)
     parameters = list(classifier.parameters())
-    optimizer = _AdamW(parameters, settings.weight_decay)
+    optimizer = AdamW(parameters, settings.weight_decay)
     for step in range(n_steps):
         batch = batches[:, step]
         logits = classifier(images[batch])
@@ -138,45 +139,6 @@ def _fit(
                 f"lower classifiers.learning_rate (now {settings.learning_rate:g})"
             )
     return classifier
-
-
-class _AdamW:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2) of stacked parameters, by torch's fused kernel.
-
-    Called without `torch.optim`, whose first optimizer imports the compiler: 4 s of every job.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor], weight_decay: float) -> None:
-        self.weight_decay = weight_decay
-        self.values = _alike(parameter.detach() for parameter in parameters)
-        self.means = [torch.zeros_like(value) for value in self.values]
-        self.squares = [torch.zeros_like(value) for value in self.values]
-        self.count = torch.zeros((), device=self.values[0].device)
-
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
-        self.count += 1
-        torch._fused_adamw_(
-            *(
-                self.values,
-                _alike(g.contiguous() for g in gradients),
-                self.means,
-                self.squares,
-                [],
-                [self.count] * len(self.values),
-            ),
-            lr=learning_rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=self.weight_decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
-
-
-def _alike(stacked: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors of which no member's place in the stack decides how it is rounded: stacks of whole vectors, or rows."""
-    return [rows for tensor in stacked for rows in (tensor.unbind() if tensor[0].numel() % _LANES else (tensor,))]
 
 
 def _check_classes(member: Member, dataset: ImageDataset) -> None:

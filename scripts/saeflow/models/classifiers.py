@@ -9,7 +9,6 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,27 +20,6 @@ from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.reproduce import write_json
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Layers of an architecture between image and logits, every one followed by a ReLU."""
-
-    hidden: tuple[int, ...]
-    """Units of each dense layer."""
-    channels: tuple[int, ...] = ()
-    """Channels of each convolution before them: 3 x 3, stride 2, padding 1, so that each halves height and width."""
-
-
-ARCHITECTURES: dict[config.Architecture, Widths] = {
-    "FFN": Widths((128,)),
-    "SimpleNN": Widths((64, 32)),
-    "MegaNN": Widths((512, 256, 128, 64)),
-    "WideNN": Widths((1024, 256)),
-    "DeepNN": Widths((128, 128, 64, 64, 32, 32)),
-    "ConvNet": Widths((64,), channels=(16, 32)),
-}
-
 
 Images = Float[Tensor, "images 1 h w"] | Float[Tensor, "members images 1 h w"]
 _BUILD = ("architecture", "image_shape", "n_classes", "n_members")
@@ -91,27 +69,34 @@ class StackedClassifier(nn.Module):
     [m, d_in, d_out] (a convolution's: [m, c_out, c_in, 3, 3]) and `.bias` [m, d_out]; zero until `initialize`.
 
     Arguments:
-        architecture: a key of `ARCHITECTURES`.
+        architecture: a key of `config.ARCHITECTURES`, or the name that `layers` go by.
         image_shape: height and width in pixels.
         n_classes: number of logits.
         n_members: number of networks, m.
+        layers: those of an architecture that is not built in.
     """
 
     def __init__(
-        self, architecture: config.Architecture, image_shape: Sequence[int], n_classes: int, n_members: int = 1
+        self,
+        architecture: config.Architecture,
+        image_shape: Sequence[int],
+        n_classes: int,
+        n_members: int = 1,
+        layers: config.Layers | None = None,
     ) -> None:
         super().__init__()
-        if architecture not in ARCHITECTURES:
-            raise ClassifierError(f"architecture: '{architecture}' is none of {', '.join(ARCHITECTURES)}")
+        if layers is None and architecture not in config.ARCHITECTURES:
+            raise ClassifierError(f"architecture: '{architecture}' is none of {', '.join(config.ARCHITECTURES)}")
         self.architecture, self.image_shape = architecture, tuple(image_shape)
+        self.spec = layers or config.ARCHITECTURES[architecture]
         self.n_classes, self.n_members = n_classes, n_members
         self.layers = nn.ModuleDict()
         shape = (1, *self.image_shape)
-        for i, channels in enumerate(ARCHITECTURES[architecture].channels, 1):
+        for i, channels in enumerate(self.spec.channels, 1):
             self.layers[f"conv{i}"] = layer = Convolution(n_members, shape, channels)
             shape = layer.shape_out
         d = math.prod(shape)
-        for i, units in enumerate(ARCHITECTURES[architecture].hidden, 1):
+        for i, units in enumerate(self.spec.hidden, 1):
             self.layers[f"hidden{i}"] = Dense(n_members, d, units)
             d = units
         self._hook_points = (*(f"{layer}.{side}" for layer in self.layers for side in ("pre", "post")), "logits")
@@ -241,10 +226,10 @@ def save(classifier: StackedClassifier, path: Path, description: dict[str, Any])
 
     Arguments:
         description: what a reader wants to know of the members (classes, seeds, accuracies); goes into the JSON, after
-            what `load` needs: architecture, image_shape, n_classes, n_members.
+            what `load` needs: architecture, layers, image_shape, n_classes, n_members.
     """
     save_file({name: value.detach().cpu().contiguous() for name, value in classifier.layers.state_dict().items()}, path)
-    build = {name: getattr(classifier, name) for name in _BUILD}
+    build = {name: getattr(classifier, name) for name in _BUILD} | {"layers": classifier.spec.model_dump()}
     write_json(path.with_suffix(".json"), description | build)
 
 
@@ -257,7 +242,7 @@ def describe(path: Path) -> dict[str, Any]:
     sidecar = path.with_suffix(".json")
     try:
         description = json.loads(sidecar.read_text())
-        missing = [name for name in _BUILD if name not in description]
+        missing = [name for name in (*_BUILD, "layers") if name not in description]
     except (OSError, ValueError, TypeError) as error:
         raise ClassifierError(f"{sidecar}: no description of a classifier: {error}") from None
     if missing:
@@ -265,15 +250,27 @@ def describe(path: Path) -> dict[str, Any]:
     return description
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> StackedClassifier:
+def load(path: Path, device: torch.device | str = "cpu", seeds: Sequence[int] | None = None) -> StackedClassifier:
     """Classifiers from `save`, their parameters without gradients.
 
+    Arguments:
+        seeds: those of the members that are wanted, in this order; all members as they lie if not given.
     Raises:
-        ClassifierError: a file is missing or damaged, or weights and description do not fit each other.
+        ClassifierError: a file is missing or damaged, weights and description do not fit each other, or a seed is not
+            there.
     """
-    classifier = StackedClassifier(**{name: value for name, value in describe(path).items() if name in _BUILD})
+    description = describe(path)
+    build = {name: description[name] for name in _BUILD} | {"layers": config.Layers(**description["layers"])}
+    classifier = StackedClassifier(**build)
     try:
         classifier.layers.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ClassifierError(f"{path}: not the weights that its .json describes: {error}") from None
-    return classifier.requires_grad_(False).to(device)
+    classifier.requires_grad_(False).to(device)
+    if seeds is None:
+        return classifier
+    held = [member["seed"] for member in description["members"]]
+    absent = sorted(set(seeds) - set(held))
+    if absent:
+        raise ClassifierError(f"{path}: holds seeds {held}, asked for {absent}")
+    return classifier.select([held.index(seed) for seed in seeds])

@@ -1,0 +1,72 @@
+"""Run one injection method: every variant, control, pair of architectures and seed, measured once on the test split.
+
+Wall-clock times go to a table of their own, because they differ at each run.
+"""
+
+import inspect
+from pathlib import Path
+
+from saeflow import config
+from saeflow.datasets.images import ImageDataset
+from saeflow.injection import concept_saes, study
+from saeflow.injection.method import method
+from saeflow.injection.protocol import Materials
+from saeflow.models import classifiers
+from saeflow.reproduce import write_json
+from saeflow.rule import run
+
+
+def main(
+    *,
+    dataset: Path,
+    weights: list[Path],
+    saes: Path,
+    measures: Path,
+    curve: Path,
+    intervals: Path,
+    about: Path,
+    seconds: Path,
+    cfg: dict,
+) -> None:
+    """
+    Arguments:
+        dataset: .npz of `build_dataset`.
+        weights: .safetensors of `train_classifiers`, of every role and architecture that methods can reach.
+        saes: .safetensors of `train_concept_saes`.
+        measures, curve, intervals, seconds: tables to write, as `saeflow.injection.study.Results` has them.
+        about: .json to write: the method's equation and source, and what each variant uses.
+        cfg: `method`, `pairs` ([source, target] architectures), `injection` and `classifiers` (sections), `seed` (root
+            of the draws), `device`.
+    """
+    data = ImageDataset.load(dataset)
+    spec = config.Injection.model_validate(cfg["injection"])
+    roles = config.Classifiers.model_validate(cfg["classifiers"])
+    networks: dict[str, dict[str, classifiers.StackedClassifier]] = {}
+    for path in weights:
+        described = classifiers.describe(path)
+        role, architecture = described["role"], described["architecture"]
+        networks.setdefault(role, {})[architecture] = classifiers.load(path, cfg["device"], roles.seeds_of(role))
+    materials = Materials.of(
+        data,
+        spec,
+        roles,
+        seed=cfg["seed"],
+        device=cfg["device"],
+        networks=networks,
+        concept_saes=concept_saes.load(saes, cfg["device"]),
+    )
+    kind = method(cfg["method"])
+    variants = kind.variants(spec)
+    pairs, seeds = list(map(tuple, cfg["pairs"])), roles.seeds_of(spec.target)
+    results = study.run(variants, materials, data.calibration, data.test, pairs, seeds)
+    results.measures.to_parquet(measures, index=False)
+    results.curve.to_parquet(curve, index=False)
+    results.intervals.to_parquet(intervals, index=False)
+    results.seconds.to_csv(seconds, index=False)
+    described = [{"variant": v.variant, "tier": v.tier, "site": v.site} for v in variants]
+    content = {"method": kind.name, "family": kind.family, "text": inspect.getdoc(kind), "variants": described}
+    write_json(about, content | {"equal_architectures": kind.equal_architectures})
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821
