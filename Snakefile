@@ -24,6 +24,13 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/saes.smk"
 include: "workflow/rules/features.smk"
+
+
+if STUDY.injection:
+
+    include: "workflow/rules/injection.smk"
+
+
 include: "workflow/rules/publish.smk"
 
 

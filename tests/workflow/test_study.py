@@ -15,6 +15,8 @@ from conftest import Project
 
 SAE_STAGE = {"train_saes", "evaluate_saes", "analyze_features"}
 DRAWN = {"draw_feature_cards", "gather_tables", "draw_figures", "write_report", "write_manifest", "verify"}
+INJECTION_REPORTED = {"draw_injection_figures", "write_injection_report", "write_older_names"}
+INJECTION_DRAWN = {"gather_injection", *INJECTION_REPORTED, "write_report", "write_manifest", "verify"}
 
 
 def edit(project: Project, name: str, changes: dict) -> str:
@@ -43,6 +45,22 @@ def test_the_study_shows_what_it_promises(built):
     saes = pd.read_parquet(results / "tables" / "saes.parquet")
     assert len(saes) == 2 * 2 * 2
     assert saes["explained_variance"].between(0, 1).all()
+
+
+def test_the_injection_study_has_a_row_for_every_method_and_pair_that_it_applies_to(built):
+    folder = built.results / "injection"
+    methods = yaml.safe_load((built.root / "config/studies/smoke.yaml").read_text())["injection"]["methods"]
+    measures = pd.read_parquet(folder / "tables" / "measures.parquet")
+    assert set(measures["method"]) == set(methods)
+    pairs = measures.groupby("method")[["source", "target"]].apply(lambda rows: len(rows.drop_duplicates()))
+    assert pairs["ridge_regression"] == 4
+    assert pairs["direct_weight_copy"] == 2
+    assert measures["preservation"].between(0, 1).all()
+    report = (folder / "report.md").read_text()
+    assert all((folder / picture).exists() for picture in re.findall(r"\]\((figures/[^)]+)\)", report))
+    assert (folder / "EXPERIMENT_REPORT.md").read_text() == report
+    rows = json.loads((folder / "method1_comprehensive_results.json").read_text())["measures"]
+    assert len(rows) == (measures["method"] == "precomputed_alignment").sum()
 
 
 def test_every_file_is_in_the_manifest_with_its_digest(built):
@@ -91,6 +109,14 @@ def test_verify_tells_an_equal_study_from_another(built, fresh):
         ("swap", {"saes": {"training": {"warmup_steps": 40, "sparsity_warmup_steps": 20}}}, SAE_STAGE | DRAWN),
         ("capture", {"activations": {"chunk_rows": 256}}, {"capture_activations"} | SAE_STAGE | DRAWN),
         ("tolerance", {"verify": {"rtol": 0.5}}, {"verify"}),
+        ("injection", {"injection": {"bootstrap": 21}}, {"inject"} | INJECTION_DRAWN),
+        (
+            "concept_saes",
+            {"injection": {"concept_spaces": {"k": 5}}},
+            {"train_concept_saes", "inject"} | INJECTION_DRAWN,
+        ),
+        # The rows of the methods that stay are as good as before.
+        ("methods", {"injection": {"methods": ["references", "ridge_regression"]}}, INJECTION_DRAWN),
     ],
 )
 def test_a_changed_setting_reruns_exactly_what_depends_on_it(fresh, name, changes, expected):
@@ -102,7 +128,12 @@ def test_a_changed_setting_reruns_exactly_what_depends_on_it(fresh, name, change
     [
         ("features/bank.py", {"analyze_features"} | DRAWN),
         ("publish/report.py", {"write_report", "write_manifest", "verify"}),
-        ("sae/trainer.py", SAE_STAGE | DRAWN),
+        ("sae/trainer.py", SAE_STAGE | DRAWN | {"train_concept_saes", "inject"} | INJECTION_DRAWN),
+        ("injection/methods/weight_selection.py", {"inject"} | INJECTION_DRAWN),
+        (
+            "publish/injection_report.md.j2",
+            {"write_injection_report", *INJECTION_DRAWN} - {"gather_injection", "draw_injection_figures"},
+        ),
     ],
 )
 def test_an_edit_of_the_library_reruns_exactly_what_uses_it(fresh, module, expected):
@@ -111,6 +142,16 @@ def test_an_edit_of_the_library_reruns_exactly_what_uses_it(fresh, module, expec
     try:
         path.write_text(before + "\n# edited\n")
         assert set(fresh.planned()) == expected
+    finally:
+        path.write_text(before)
+
+
+def test_an_edit_of_one_method_reruns_no_other(fresh):
+    path = fresh.root / "scripts" / "saeflow" / "injection" / "methods" / "weight_selection.py"
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n# edited\n")
+        assert fresh.planned()["inject"] == 1
     finally:
         path.write_text(before)
 

@@ -11,12 +11,13 @@ import rulegraph
 import yaml
 from conftest import ROOT, Project
 
+from saeflow.config import METHODS
 from saeflow.library import modules_of
 
 SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = [rule for path in SMK for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]]
 SCRIPTED = [rule for rule in RULES if "    script:" in rule]
-STAGES = ["datasets", "models", "activations", "saes", "features", "figures", "report", "verify"]
+STAGES = ["datasets", "models", "activations", "saes", "features", "injection", "figures", "report", "verify"]
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,29 @@ def test_the_default_study_is_planned_whole_in_few_jobs(project):
     assert {"build_dataset", "train_classifiers", "train_saes", "analyze_features", "write_manifest", "verify"} <= set(
         jobs
     )
-    assert sum(jobs.values()) <= 60
+    assert jobs["inject"] == len(METHODS)
+    assert sum(jobs.values()) - jobs["inject"] <= 45
 
 
 @pytest.mark.parametrize("target", STAGES)
 def test_every_stage_is_a_target(project, target):
     assert project.planned(target)
+
+
+def test_a_study_without_saes_has_no_job_for_them(project):
+    jobs = project.planned(study="quick")
+    assert jobs["inject"] == 5
+    assert jobs.keys().isdisjoint({"capture_activations", "train_saes", "analyze_features", "draw_feature_cards"})
+    assert {"train_concept_saes", "write_report", "verify"} <= set(jobs)
+
+
+def test_a_study_of_networks_alone_can_be_planned(project, tmp_path):
+    (tmp_path / "networks.yaml").write_text(yaml.safe_dump({"study": "networks", "saes": {}}))
+    jobs = project.planned(study=tmp_path / "networks")
+    assert set(jobs) == {
+        *("build_dataset", "train_classifiers", "gather_tables", "draw_figures", "write_report"),
+        *("write_manifest", "verify"),
+    }
 
 
 def test_a_target_builds_no_more_than_it_needs(project):
@@ -91,7 +109,12 @@ def test_the_readme_shows_the_rulegraph_as_it_is():
         ),
         ({"dataset": {"name": "minst"}}, "dataset.name: 'minst' is not right"),
         ({"fetures": {}}, "did you mean 'features'?"),
-        ({"dataset": {"name": "mnist", "data_dir": "nowhere"}}, "nowhere"),
+        ({"dataset": {"name": "mnist", "data_dir": "nowhere", "calibration_share": 0.1}}, "nowhere"),
+        (
+            {"injection": {"concept": 4, "lookalike": 5, "methods": ["ridge_regresion"]}},
+            "did you mean 'ridge_regression'?",
+        ),
+        ({"injection": {"concept": 3, "lookalike": 5}}, "injection.concept: 3 must be one of the source's classes"),
         ({"reference": "lost/MANIFEST.sha256"}, "lost/MANIFEST.sha256"),
     ],
 )

@@ -28,4 +28,4 @@ rule capture_activations:
 
 rule activations:
     input:
-        outputs_of(rules.capture_activations, architecture=ARCHITECTURES, role=ROLES),
+        outputs_of(rules.capture_activations, architecture=ARCHITECTURES, role=CAPTURED),

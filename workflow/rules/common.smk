@@ -24,6 +24,7 @@ except (saeflow_config.ConfigError, files.DatasetError) as error:
 
 ARCHITECTURES = STUDY.classifiers.architectures
 ROLES = tuple(STUDY.classifiers.roles)
+CAPTURED = STUDY.captured_roles
 SEEDS = STUDY.classifiers.seeds
 HOOKS = STUDY.activations.hook_points
 SPLITS = ("train", "test")
@@ -35,6 +36,9 @@ STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
 SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
 SAE_GROUP = "{architecture}-{role}/{hook}"
 FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
+INJECTION = "<results>/injection"
+# Filled by injection.smk, which is part of studies with that section only.
+INJECTION_RESULTS, INJECTION_REPORTED = [], []
 GPU = int(STUDY.compute.device == "cuda")
 
 
@@ -50,8 +54,18 @@ wildcard_constraints:
 
 
 def library(script):
-    """Library modules that a script imports, directly or not: an edit of one reruns exactly what uses it."""
-    return modules_of(Path(workflow.basedir) / "scripts" / f"{script}.py")
+    """Library modules that a script imports, directly or not, and the templates and data that go by a module's name: an
+    edit of one reruns exactly what uses it."""
+    modules = modules_of(Path(workflow.basedir) / "scripts" / f"{script}.py")
+    beside = (file for module in modules for file in Path(module).parent.glob(f"{Path(module).stem}.*"))
+    return modules + sorted(str(file) for file in beside if file.suffix in (".j2", ".yaml"))
+
+
+def method_library(wildcards):
+    """The file of an injection method and what it imports: its script finds it by name, so that no import tells."""
+    folder = Path(workflow.basedir) / "scripts" / "saeflow" / "injection" / "methods"
+    file = folder / f"{saeflow_config.METHODS[wildcards.method]}.py"
+    return [str(file), *modules_of(file)]
 
 
 def settings(*sections, **more):

@@ -65,7 +65,7 @@ rule draw_feature_cards:
 GALLERIES = outputs_of(
     rules.draw_feature_cards,
     architecture=ARCHITECTURES,
-    role=ROLES,
+    role=CAPTURED,
     hook=HOOKS,
     seed=STUDY.features.cards.seeds,
     variant=STUDY.features.cards.variants,
@@ -75,5 +75,5 @@ GALLERIES = outputs_of(
 
 rule features:
     input:
-        outputs_of(rules.analyze_features, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        outputs_of(rules.analyze_features, architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS),
         GALLERIES,

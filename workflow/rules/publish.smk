@@ -2,8 +2,12 @@
 
 # What the report says of the config: not where the files lie or what the study is compared with.
 SHOWN = STUDY.model_dump(mode="json", exclude={"reference": True, "verify": True, "dataset": {"data_dir"}})
-TABLES = ("classifiers", "saes", "saes_summary", "training", "features", "features_summary")
-FIGURES = ("classifiers", "sae_quality", "sae_training", "feature_rates", "hypotheses")
+CAPTURES = dict(architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS)
+TABLES = ["classifiers"]
+FIGURES = ["classifiers"]
+if CAPTURED:
+    TABLES += ["saes", "saes_summary", "training", "features", "features_summary"]
+    FIGURES += ["sae_quality", "sae_training", "feature_rates", "hypotheses"]
 
 
 rule gather_tables:
@@ -14,13 +18,11 @@ rule gather_tables:
             architecture=ARCHITECTURES,
             role=ROLES,
         ),
-        metrics=each(f"<results>/saes/{SAE_GROUP}.metrics.parquet", architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
-        curves=each(f"<results>/saes/{SAE_GROUP}.curves.parquet", architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        metrics=outputs_of(rules.evaluate_saes, **CAPTURES),
+        curves=each(rules.train_saes.output.curves, **CAPTURES),
         features=each(
             f"{FEATURES}/features.parquet",
-            architecture=ARCHITECTURES,
-            role=ROLES,
-            hook=HOOKS,
+            **CAPTURES,
             seed=SEEDS,
             variant=VARIANTS,
             sae_seed=SAE_SEEDS,
@@ -85,6 +87,7 @@ rule write_report:
         tables=rules.gather_tables.output.parquet,
         figures=rules.draw_figures.output.svg,
         galleries=GALLERIES,
+        injection=INJECTION_REPORTED,
         lib=library("write_report"),
     output:
         report=report("<results>/report.html", caption="../report/report.rst", category="Report"),
@@ -109,15 +112,15 @@ rule report:
 
 
 # Everything that the study shows; logs, benchmarks and the verdict carry times and stay out.
-GROUPS = dict(dataset=DATASET, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS)
 RESULTS = [
     rules.datasets.input,
-    outputs_of(rules.train_classifiers, **GROUPS),
-    outputs_of(rules.capture_activations, **GROUPS),
-    outputs_of(rules.train_saes, **GROUPS),
-    outputs_of(rules.evaluate_saes, **GROUPS),
-    outputs_of(rules.analyze_features, **GROUPS),
+    rules.models.input,
+    outputs_of(rules.capture_activations, **CAPTURES),
+    outputs_of(rules.train_saes, **CAPTURES),
+    outputs_of(rules.evaluate_saes, **CAPTURES),
+    outputs_of(rules.analyze_features, **CAPTURES),
     GALLERIES,
+    INJECTION_RESULTS,
     rules.gather_tables.output,
     rules.draw_figures.output,
     rules.write_report.output,

@@ -59,5 +59,5 @@ rule evaluate_saes:
 
 rule saes:
     input:
-        outputs_of(rules.train_saes, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
-        outputs_of(rules.evaluate_saes, architecture=ARCHITECTURES, role=ROLES, hook=HOOKS),
+        outputs_of(rules.train_saes, architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS),
+        outputs_of(rules.evaluate_saes, architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS),

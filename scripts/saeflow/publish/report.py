@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 import yaml
+
+from saeflow.publish.injection_report import share
+from saeflow.publish.injection_tables import plain
 
 CAPTIONS = {
     "classifiers": "Test accuracy of every network on the classes that it was trained on.",
@@ -34,6 +37,21 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Injection:
+    """What the page says of the injection study: where its own report is, and its best rows.
+
+    Arguments:
+        page: path of the report, as seen from the page.
+        best: rows of `injection_report.best`.
+        figure: transfer against specificity.
+    """
+
+    page: str
+    best: Sequence[Mapping[str, Any]]
+    figure: Picture
+
+
 def picture(path: Path, page: Path, caption: str) -> Picture:
     """A picture beside or below the page."""
     return Picture(Path(os.path.relpath(path, page.parent)).as_posix(), caption)
@@ -44,19 +62,22 @@ def render(
     tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Picture],
     galleries: Iterable[Picture],
+    injection: Injection | None = None,
 ) -> str:
     """HTML of the report.
 
     Arguments:
         study: the whole config, as builtins.
-        tables: `classifiers`, `saes_summary` and `features_summary`, as `saeflow.publish.tables` makes them.
+        tables: `classifiers`, and of studies with SAEs `saes_summary` and `features_summary`, as
+            `saeflow.publish.tables` makes them.
         figures: pictures by the names in `saeflow.publish.figures`.
         galleries: contact sheets of features.
+        injection: of studies with that section.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["table"] = _rows
+    environment.filters |= {"table": _rows, "share": share, "plain": plain}
     versions = {package: metadata.version(package) for package in PACKAGES if _installed(package)}
     return environment.get_template("report.html.j2").render(
         study=study,
@@ -64,6 +85,7 @@ def render(
         tables=tables,
         figures=figures,
         galleries=list(galleries),
+        injection=injection,
         versions={"python": platform.python_version(), **versions},
     )
 

@@ -1,0 +1,126 @@
+"""Classes as Gaussians in a target's activation space, and the heads that compare them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+HANDICAP = 14.0
+"""Nats by which a look-alike is favoured over the concept, because rows that were carried over are not exact. On
+held-out training images of MNIST 0, 10 and 20 nats gave a transfer of 81, 79 and 67 % at a specificity of 24, 14 and
+6 %."""
+UNCERTAINTY = 0.3
+"""Weight of the target's own uncertainty, -max_j l_j, against one nat of evidence for the concept."""
+
+
+class Gaussian(NamedTuple):
+    """N(mean, covariance) of each member.
+
+    Arguments:
+        mean: [m, d].
+        covariance: [m, d, d].
+    """
+
+    mean: Float[Tensor, "m d"]
+    covariance: Float[Tensor, "m d d"]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "m n d"], noise: Float[Tensor, "m d d"] | None = None) -> Self:
+        """Mean and shrunk covariance of rows; `noise` is what a map left out of them, and is added."""
+        mean = rows.mean(1)
+        centered = rows - mean[:, None]
+        covariance = shrunk(centered.mT @ centered / rows.shape[1], rows.shape[1])
+        return cls(mean, covariance if noise is None else covariance + noise)
+
+
+def shrunk(covariance: Float[Tensor, "m d d"], n: int) -> Float[Tensor, "m d d"]:
+    """(1 - rho) S + rho tr(S)/d I with the rho of least expected error (Chen et al. 2010, OAS, eq. 23;
+    its terms in 2/d are left out, as in scikit-learn).
+
+    Arguments:
+        covariance: S, of n rows.
+    """
+    d = covariance.shape[-1]
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+    squares = covariance.square().sum((1, 2))
+    part = squares + trace.square()
+    whole = (n + 1) * (squares - trace.square() / d)
+    rho = torch.where(whole > part, part / whole, torch.ones_like(part))
+    shrunken = (1 - rho)[:, None, None] * covariance
+    shrunken.diagonal(dim1=1, dim2=2).add_((rho * trace / d)[:, None])
+    return shrunken
+
+
+def pooled(gaussians: Sequence[Gaussian]) -> list[Gaussian]:
+    """The same means, all with the average covariance."""
+    average = torch.stack([gaussian.covariance for gaussian in gaussians]).mean(0)
+    return [Gaussian(gaussian.mean, average) for gaussian in gaussians]
+
+
+class LogDensities(nn.Module):
+    """log N(h; mean_j, C_j) + constant, for each Gaussian j.
+
+    Arguments:
+        gaussians: of one width.
+    """
+
+    def __init__(self, gaussians: Sequence[Gaussian]) -> None:
+        super().__init__()
+        factors = [_factor(gaussian.covariance) for gaussian in gaussians]
+        means = [(g.mean[:, None] @ whitening)[:, 0] for g, (whitening, _) in zip(gaussians, factors, strict=True)]
+        for name, values in (
+            ("whitening", [whitening for whitening, _ in factors]),
+            ("mean", means),
+            ("log_volume", [log_volume for _, log_volume in factors]),
+        ):
+            self.register_parameter(name, nn.Parameter(torch.stack(values, 1), requires_grad=False))
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n gaussians"]:
+        densities = []
+        for j in range(self.mean.shape[1]):
+            whitened = torch.baddbmm(-self.mean[:, j, None], h, self.whitening[:, j])
+            densities.append(-whitened.square().sum(-1) / 2 - self.log_volume[:, j, None])
+        return torch.stack(densities, -1)
+
+
+def _factor(covariance: Float[Tensor, "m d d"]) -> tuple[Float[Tensor, "m d d"], Float[Tensor, " m"]]:
+    """P with P P' = C^-1, and log det(C) / 2."""
+    lower = torch.linalg.cholesky(covariance.double())
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    whitening = torch.linalg.solve_triangular(lower, identity, upper=False).mT
+    log_volume = lower.diagonal(dim1=1, dim2=2).log().sum(1)
+    return whitening.to(covariance).contiguous(), log_volume.to(covariance)
+
+
+class LikelihoodRatio(nn.Module):
+    """s = (log p(h | concept) - log(max_j p(h | own class j) + sum_l e^handicap p(h | look-alike l))) / UNCERTAINTY.
+
+    Quadratic discriminant analysis (Hastie et al. 2009, eq. 4.12). The best own class alone counts, as in the
+    target's own argmax; the scale leans the answer on the target's own uncertainty.
+
+    Arguments:
+        concept: of the class that is scored.
+        own: of the target's own classes.
+        lookalikes: of other classes that the target does not know.
+        handicap: nats in favour of the look-alikes.
+    """
+
+    def __init__(
+        self,
+        concept: Gaussian,
+        own: Sequence[Gaussian],
+        lookalikes: Sequence[Gaussian] = (),
+        handicap: float = HANDICAP,
+    ) -> None:
+        super().__init__()
+        self.densities = LogDensities([concept, *own, *lookalikes])
+        self.n_own, self.handicap = len(own), handicap
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        concept, *others = self.densities(h).unbind(-1)
+        rivals = torch.stack(others[: self.n_own]).amax(0)
+        for lookalike in others[self.n_own :]:
+            rivals = torch.logaddexp(rivals, lookalike + self.handicap)
+        return (concept - rivals) / UNCERTAINTY

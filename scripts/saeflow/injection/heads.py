@@ -1,0 +1,167 @@
+"""Heads fitted on a target's values: ridge regression, and a small network that learns another's soft answers."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saeflow.injection.networks import Head
+from saeflow.models.adamw import AdamW
+
+_LEARNING_RATE = 2e-3
+_WEIGHT_DECAY = 1e-4
+_WIDEST = 512
+
+
+def ridge(
+    h: Float[Tensor, "m n d"],
+    y: Float[Tensor, "m n"],
+    *,
+    strength: float,
+    weights: Float[Tensor, "m n"] | None = None,
+) -> tuple[Float[Tensor, "m d 1"], Float[Tensor, "m 1"]]:
+    """argmin_{w, b} sum_i a_i (w h_i + b - y_i)^2 / sum_i a_i + lambda |w|^2, lambda = strength x mean variance of h.
+
+    Solved in float64.
+
+    Arguments:
+        h: values; d of them per row.
+        y: what to predict.
+        strength: of the penalty, relative to the values' mean variance.
+        weights: of the rows; 1 if not given.
+    Returns:
+        weight [m, d, 1] and bias [m, 1] of a linear layer.
+    """
+    h, y = h.double(), y.double()
+    share = torch.ones_like(y) if weights is None else weights.double()
+    share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
+    mean_h, mean_y = (share[..., None] * h).sum(1, keepdim=True), (share * y).sum(1, keepdim=True)
+    centred = h - mean_h
+    scaled = centred * share[..., None]
+    covariance = scaled.mT @ centred
+    penalty = strength * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-12)
+    covariance.diagonal(dim1=-2, dim2=-1).add_(penalty[:, None])
+    weight = torch.linalg.solve(covariance, scaled.mT @ (y - mean_y)[..., None])
+    bias = mean_y - (mean_h @ weight)[..., 0]
+    return weight.float(), bias.float()
+
+
+def random_features(
+    h: Float[Tensor, "m n d"], n_features: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "m d k"], Float[Tensor, "m k"]]:
+    """relu(u (h - mean) / std + c) with u ~ N(0, 1/d), c ~ U(-1, 1): weight and bias of that layer (Rahimi and Recht
+    2008, with rectified units), the same draw for all members."""
+    d = h.shape[-1]
+    directions = torch.randn(d, n_features, generator=generator).to(h) / math.sqrt(d)
+    offsets = (2 * torch.rand(n_features, generator=generator) - 1).to(h)
+    weight = directions / h.std(1).clamp(min=1e-6)[..., None]
+    bias = offsets - (h.mean(1, keepdim=True) @ weight)[:, 0]
+    return weight, bias
+
+
+def whitening(h: Float[Tensor, "m n d"], floor: float = 1e-4) -> tuple[Float[Tensor, "m d d"], Float[Tensor, "m d"]]:
+    """Weight W and bias b with h W + b of mean 0 and covariance 1, eigenvalues floored at `floor` times the largest.
+
+    In a trained network's last layers most variance lies in a few directions, those of its own classes; what tells
+    other classes apart is in the rest.
+    """
+    mean = h.mean(1, keepdim=True)
+    centred = (h - mean).double()
+    values, vectors = torch.linalg.eigh(centred.mT @ centred / h.shape[1])
+    weight = (vectors / (values + floor * values[:, -1:].clamp(min=1e-12)).sqrt()[:, None]).to(h)
+    return weight, -(mean @ weight)[:, 0]
+
+
+def distil(
+    h: Float[Tensor, "m n d"],
+    p: Float[Tensor, "m n"],
+    *,
+    weights: Float[Tensor, "m n"],
+    hidden: int,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Head:
+    """argmin over a network s(h) = w relu(W h + b) + c of the weighted mean of -p log sigma(s) - (1 - p) log sigma(-s).
+
+    The network reads whitened values; those of a layer wider than 512 are first projected on 512 random directions.
+    Both are folded into its first layer. AdamW, step size falling by a cosine.
+
+    Arguments:
+        h: values.
+        p: the probability that the other network gives.
+        weights: of the rows.
+        hidden: units.
+        epochs: passes over the rows; at least one step is made.
+        batch_size: rows per step.
+        generator: of first weights and order, the same draw for all members; on the CPU.
+    Returns:
+        head from h to the log-odds s.
+    """
+    m, n, _ = h.shape
+    batch_size = min(batch_size, n)
+    to_white, white_bias = _narrow_whitening(h, generator)
+    white = torch.baddbmm(white_bias[:, None], h, to_white)
+    width = white.shape[-1]
+    draws = (
+        math.sqrt(2 / width) * torch.randn(width, hidden, generator=generator),
+        torch.zeros(hidden),
+        math.sqrt(1 / hidden) * torch.randn(hidden, 1, generator=generator),
+        torch.zeros(1),
+    )
+    parameters = [draw.to(h).expand(m, *draw.shape).clone().requires_grad_() for draw in draws]
+    first, first_bias, last, last_bias = parameters
+    optimizer = AdamW(parameters, _WEIGHT_DECAY)
+    per_epoch = max(1, n // batch_size)
+    n_steps = max(1, epochs) * per_epoch
+    for step in range(n_steps):
+        if step % per_epoch == 0:
+            order = torch.randperm(n, generator=generator).to(h.device)
+        rows = order[step % per_epoch * batch_size :][:batch_size]
+        s = torch.baddbmm(first_bias[:, None], white[:, rows], first).relu()
+        s = torch.baddbmm(last_bias[:, None], s, last)[..., 0]
+        loss = nn.functional.binary_cross_entropy_with_logits(s, p[:, rows], weights[:, rows], reduction="sum")
+        gradients = torch.autograd.grad(loss / batch_size, parameters)
+        optimizer.step(gradients, _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / n_steps)))
+    first, first_bias, last, last_bias = (parameter.detach() for parameter in parameters)
+    bias = torch.baddbmm(first_bias[:, None], white_bias[:, None], first)[:, 0]
+    return Head((to_white @ first, bias), (last, last_bias))
+
+
+def _narrow_whitening(h: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Whitening of the values, or of their projections if they are many."""
+    d = h.shape[-1]
+    if d <= _WIDEST:
+        return whitening(h)
+    projection = (torch.randn(d, _WIDEST, generator=generator) / math.sqrt(d)).to(h)
+    weight, bias = whitening(h @ projection)
+    return projection @ weight, bias
+
+
+def logistic(h: Float[Tensor, "m n d"], y: Float[Tensor, "m n"], *, strength: float = 1e-4, steps: int = 100) -> Head:
+    """argmin_{w, b} of the mean of -y log sigma(s) - (1 - y) log sigma(-s) + strength / 2 |w|^2, s = w h' + b.
+
+    h': values divided by their root mean variance. Newton's method with the curvature bounded by a quarter of h' h'^T
+    (Boehning and Lindsay 1988): one matrix is factored, no step is too long.
+
+    Arguments:
+        h: values.
+        y: 0 or 1.
+        strength: of the penalty.
+        steps: iterations.
+    """
+    mean = h.mean(1, keepdim=True)
+    scale = h.var(1).mean(-1).clamp(min=1e-12).rsqrt()[:, None, None]
+    x = nn.functional.pad((h - mean) * scale, (0, 1), value=1.0)
+    penalty = torch.full_like(x[0, 0], strength)
+    penalty[-1] = 0
+    n = x.shape[1]
+    bound = torch.linalg.cholesky((x.mT @ x / (4 * n)).double() + torch.diag(penalty.double() + 1e-9))
+    w = x.new_zeros(len(x), x.shape[-1], 1)
+    for _ in range(steps):
+        residual = (x @ w)[..., 0].sigmoid() - y
+        gradient = x.mT @ residual[..., None] / n + penalty[:, None] * w
+        w = w - torch.cholesky_solve(gradient.double(), bound).to(w)
+    weight = w[:, :-1] * scale
+    return Head((weight, w[:, -1] - (mean @ weight)[:, 0]))

@@ -1,0 +1,1 @@
+"""Injection methods: one module per idea, one class per method; `saeflow.config.METHODS` says where each is."""

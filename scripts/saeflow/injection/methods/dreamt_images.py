@@ -1,0 +1,69 @@
+"""Images dreamt by the source, and a new row of the target's last layer that knows them."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saeflow import config
+from saeflow.injection.heads import ridge
+from saeflow.injection.knowledge import T2
+from saeflow.injection.method import Method, register
+from saeflow.injection.networks import Gate, Grafted, Head
+from saeflow.injection.protocol import Guard
+from saeflow.models.adamw import AdamW
+from saeflow.models.classifiers import StackedClassifier
+
+_DREAMS = 64
+_STEPS = 64
+_LEARNING_RATE = 0.1
+_ROUGHNESS = 1.0
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class DreamtImages(Method):
+    """x* = argmax_x log p_B(c | x) - lambda mean |grad x|^2 from noise;  s(h) = w h + b parts h_A(x*) from h_A(own).
+
+    Activation maximisation (Erhan et al. 2009) with a smoothness prior; x = sigmoid of what is optimised. (w, b): ridge
+    regression to +1 and -1, both sides weighted alike. The variant `with rivals` also dreams the source's other classes
+    and puts them on the side of -1.
+    """
+
+    name = "dreamt_images"
+    family = "baseline"
+    rivals: bool
+
+    @classmethod
+    def variants(cls, settings: config.Injection) -> list[Self]:
+        named = {"concept only": False, "with rivals": True}
+        return [cls(variant=name, knowledge=T2, site="last.pre", rivals=rivals) for name, rivals in named.items()]
+
+    def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
+        concept, own = guard.task.concept, guard.own().images
+        others = [label for label in guard.task.source_classes if label != concept] if self.rivals else []
+        dreams = [dream(source, label, guard.noise(_DREAMS, label)) for label in (concept, *others)]
+        seen = [target.run(images, (self.site,))[1][self.site] for images in dreams]
+        h = torch.cat([*seen, guard.activations(target, own, self.site)], dim=1)
+        is_concept = torch.arange(h.shape[1], device=h.device) < _DREAMS
+        share = torch.full_like(is_concept, 1 / len(own), dtype=torch.float32)
+        share[: _DREAMS * len(dreams)] = 1 / _DREAMS
+        y = 2 * is_concept.float().expand(len(h), -1) - 1
+        head = Head(ridge(h, y, strength=1e-2, weights=share.expand(len(h), -1)))
+        return Grafted(target, self.site, {concept: Gate(head)})
+
+
+def dream(source: StackedClassifier, label: int, noise: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "m n 1 h w"]:
+    """Images of each member's own that it takes for a class, all from the same noise."""
+    # Dark on the whole, as most pixels of an image are.
+    x = (noise - 2).expand(source.n_members, *noise.shape).clone().requires_grad_()
+    optimizer = AdamW([x], 0.0)
+    with torch.enable_grad():
+        for _ in range(_STEPS):
+            images = x.sigmoid()
+            rough = images.diff(dim=-1).square().mean((-1, -2, -3)) + images.diff(dim=-2).square().mean((-1, -2, -3))
+            loss = _ROUGHNESS * rough.sum() - source(images).log_softmax(-1)[..., label].sum()
+            optimizer.step(torch.autograd.grad(loss, [x]), _LEARNING_RATE)
+    return x.detach().sigmoid()

@@ -1,0 +1,78 @@
+"""Method 2: what the source sees of a concept, carried into the target's activation space by a learned map."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saeflow import config
+from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
+from saeflow.injection.alignment import Affine, Map, ridge
+from saeflow.injection.densities import LikelihoodRatio
+from saeflow.injection.knowledge import T1, T1_PLUS, T2, B
+from saeflow.injection.method import Method, register
+from saeflow.injection.networks import Grafted
+from saeflow.injection.protocol import Guard
+from saeflow.models.classifiers import StackedClassifier
+
+_WIDTH = 256
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class NeuralAligner(Method):
+    """g = argmin sum_i |h_A(x_i) - g(h_B(x_i))|^2;  s = log p(h | g(B's 4)) - log max(own classes, g(B's look-alike)).
+
+    g maps the source's last hidden layer to the target's, learned on images that both run on. The source's rows of the
+    concept and of the look-alike, carried over, become Gaussians widened by the covariance of g's residual, and are
+    weighed against the target's rows of its own classes (`LikelihoodRatio`). Model stitching (Lenc & Vedaldi 2015;
+    Bansal et al. 2021) with a density in place of the rest of the network. The network g is affine plus one hidden
+    layer of random ReLU units, its output weights in closed form (Huang et al. 2006, "Extreme
+    learning machine", eq. 16).
+
+    Arguments:
+        aligner: g is affine, or affine plus the hidden layer.
+    """
+
+    name = "neural_aligner"
+    family = "sae"
+    aligner: Literal["affine", "network"] = "affine"
+
+    @classmethod
+    def variants(cls, settings: config.Injection) -> list[Method]:
+        return [
+            cls(knowledge=T1_PLUS | B, site=SITE),
+            cls(knowledge=T1_PLUS | B, site=SITE, variant="network", aligner="network"),
+            cls(knowledge=T1 | B, site=SITE, variant="shared"),
+            cls(knowledge=T2 | B, site=SITE, variant="doodles", aligner="network"),
+        ]
+
+    def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
+        task = guard.task
+        seen = Seen.of(source, target, guard, self.knowledge)
+
+        def learn(x: Tensor, y: Tensor) -> Map:
+            return ridge(x, y) if self.aligner == "affine" else hidden_layer(x, y, guard.generator("hidden layer"))
+
+        space = AlignedSpace.learned(seen.source, seen.target, learn)
+        rows = guard.source_activations(SITE)
+        concept, lookalike = (space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike))
+        head = LikelihoodRatio(concept, seen.own_classes(), [lookalike])
+        return Grafted(target, self.site, {task.concept: head})
+
+
+def hidden_layer(x: Float[Tensor, "m n p"], y: Float[Tensor, "m n q"], generator: torch.Generator) -> Map:
+    """Ridge from [x, relu(x V + v)] to y, with random V and v: the same draw for all members, in units of x."""
+    p = x.shape[-1]
+    weight = torch.randn(p, _WIDTH, generator=generator).to(x) / p**0.5
+    offset = torch.randn(_WIDTH, generator=generator).to(x)
+    scale = x.std((1, 2))[:, None]
+    hidden = Affine(weight / scale[..., None], offset - x.mean((1, 2))[:, None] / scale * weight.sum(0))
+
+    def features(rows: Tensor) -> Tensor:
+        return torch.cat([rows, hidden(rows).relu()], -1)
+
+    output = ridge(features(x), y)
+    return lambda rows: output(features(rows))

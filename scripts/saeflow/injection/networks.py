@@ -1,0 +1,79 @@
+"""Injected networks: a target with a new way to its concept's logit, and what that costs at inference."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saeflow.models.classifiers import Images, StackedClassifier
+
+
+class Head(nn.Module):
+    """s = w_L relu(... relu(W_1 h + b_1) ...) + b_L: a concept's score of the values h at a hook point, per member.
+
+    With one layer the score is linear, s = w h + b.
+
+    Arguments:
+        layers: weight [m, d_in, d_out] and bias [m, d_out] of each layer; the last has d_out = 1.
+    """
+
+    def __init__(self, *layers: tuple[Float[Tensor, "m _ _"], Float[Tensor, "m _"]]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(weight.detach(), requires_grad=False) for weight, _ in layers])
+        self.biases = nn.ParameterList([nn.Parameter(bias.detach(), requires_grad=False) for _, bias in layers])
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(bias[:, None], h.relu() if i else h, weight)
+        return h[..., 0]
+
+
+class Gate(nn.Module):
+    """1000 s(h): a score whose sign outweighs every other logit, so that the score alone decides."""
+
+    def __init__(self, score: nn.Module) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        return 1000 * self.score(h)
+
+
+class Grafted(nn.Module):
+    """logits_c = head_c(h);  the other logits are the target's own;  h: the target's values at one hook point.
+
+    Arguments:
+        target: the network that gets the concept; not changed.
+        site: hook point that the heads read.
+        heads: by class, modules from values [m, n, d] to scores [m, n].
+    """
+
+    def __init__(self, target: StackedClassifier, site: str, heads: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        self.target, self.site = target, target.resolve(site)
+        self.heads = nn.ModuleDict({str(label): head for label, head in heads.items()})
+
+    def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
+        logits, values = self.target.run(images, (self.site,))
+        logits = logits.clone()
+        for label, head in self.heads.items():
+            logits[..., int(label)] = head(values[self.site])
+        return logits
+
+
+@torch.no_grad()
+def multiply_adds(network: nn.Module, image_shape: tuple[int, int]) -> int:
+    """Multiply-adds of one image through one member, counted by torch over the matrix products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(network.parameters()).device
+    image = torch.zeros(1, 1, *image_shape, device=device)
+    with FlopCounterMode(display=False) as counter:
+        n_members = len(network(image))
+    return counter.get_total_flops() // 2 // n_members
+
+
+def n_parameters(network: nn.Module, n_members: int) -> int:
+    """Parameters of one member."""
+    return sum(parameter.numel() for parameter in network.parameters()) // n_members

@@ -1,0 +1,295 @@
+"""The task of a study, and the guard: the only way for a method to reach images, networks and statistics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saeflow import config
+from saeflow.datasets.doodles import doodles
+from saeflow.datasets.images import ImageDataset, ImageSplit
+from saeflow.injection.forward import Forward
+from saeflow.injection.knowledge import Knowledge, KnowledgeError, tier_name
+from saeflow.models.classifiers import StackedClassifier
+from saeflow.reproduce import child_seed
+from saeflow.sae.architectures import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which classes are whose."""
+
+    target_classes: tuple[int, ...]
+    source_classes: tuple[int, ...]
+    concept: int
+    lookalike: int
+    n_classes: int
+
+    @classmethod
+    def of(cls, study: config.Injection, classifiers: config.Classifiers, n_classes: int) -> Self:
+        """Task of a study's sections."""
+        target, source = (classifiers.roles[role].classes for role in (study.target, study.source))
+        return cls(target, source, study.concept, study.lookalike, n_classes)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Classes that both networks know."""
+        return tuple(c for c in self.target_classes if c in self.source_classes)
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """Classes that neither network knows."""
+        return tuple(c for c in range(self.n_classes) if c not in (*self.target_classes, *self.source_classes))
+
+    def with_concept(self, concept: int) -> Self:
+        """The same networks, another of the source's classes as the concept."""
+        return type(self)(self.target_classes, self.source_classes, concept, self.lookalike, self.n_classes)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images and their labels."""
+
+    images: Float[Tensor, "images 1 h w"]
+    labels: Int[Tensor, " images"]
+
+    def of(self, *classes: int) -> Float[Tensor, "images 1 h w"]:
+        """Images of some classes."""
+        return self.images[torch.isin(self.labels, torch.tensor(classes, device=self.labels.device))]
+
+
+@dataclass
+class Materials:
+    """Everything that a study has, as tensors on one device; methods reach it through a `Guard` only.
+
+    Arguments:
+        task: which classes are whose.
+        train: training split; no calibration or test image is here.
+        settings: the study's section.
+        seed: root of every draw.
+        device: where images lie and networks run.
+        networks: stacks by role and architecture, one member per seed.
+        concept_saes: SAEs by role, architecture and (d_sae, k), one per member.
+    """
+
+    task: Task
+    train: ImageSplit
+    settings: config.Injection
+    seed: int
+    device: torch.device | str = "cpu"
+    networks: Mapping[str, Mapping[str, StackedClassifier]] = field(default_factory=dict)
+    concept_saes: Mapping[tuple[str, str, int, int], Sequence[SparseAutoencoder]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, dataset: ImageDataset, study: config.Injection, classifiers: config.Classifiers, **more: object
+    ) -> Self:
+        """Materials of a dataset and the study's sections."""
+        return cls(Task.of(study, classifiers, dataset.n_classes), dataset.train, study, **more)
+
+    @cached_property
+    def forward(self) -> Forward:
+        """Runs networks in batches, and remembers what it ran."""
+        return Forward(self.device)
+
+    @cached_property
+    def labelled(self) -> Labelled:
+        """The training split."""
+        labels = torch.from_numpy(self.train.labels)
+        return Labelled(torch.from_numpy(self.train.inputs()).to(self.device), labels.to(self.device))
+
+    def images_of(self, classes: Sequence[int]) -> Labelled:
+        """Training images of some classes; the same tensors at each call."""
+        key = tuple(sorted(classes))
+        if key not in self._by_classes:
+            rows = torch.from_numpy(np.flatnonzero(np.isin(self.train.labels, key))).to(self.device)
+            self._by_classes[key] = Labelled(self.labelled.images[rows], self.labelled.labels[rows])
+        return self._by_classes[key]
+
+    @cached_property
+    def _by_classes(self) -> dict[tuple[int, ...], Labelled]:
+        return {}
+
+    @cached_property
+    def doodles(self) -> Float[Tensor, "images 1 h w"]:
+        """Synthetic images of the study."""
+        own = self.images_of(self.task.target_classes).images
+        return doodles(self.settings.synthetic_images, own, seed=child_seed(self.seed, "doodles")).to(self.device)
+
+    def pair(self, architectures: tuple[str, str], control: str = "") -> tuple[StackedClassifier, StackedClassifier]:
+        """Source and target networks of a pair, or what a control puts in their place; the same objects each time."""
+        roles = [self.settings.source, self.settings.target]
+        if control == "blind_source":
+            roles[0] = self.settings.blind
+        source, target = (self.networks[role][name] for role, name in zip(roles, architectures, strict=True))
+        if control == "untrained_source":
+            source = self._untrained("source", source)
+        if control == "untrained_target":
+            target = self._untrained("target", target)
+        return source, target
+
+    def _untrained(self, role: str, trained: StackedClassifier) -> StackedClassifier:
+        """Networks like those given, with weights as drawn."""
+        key = role, trained.architecture
+        if key not in self._drawn:
+            names = (self.seed, "injection", "untrained", *key)
+            fresh = StackedClassifier(
+                trained.architecture, trained.image_shape, trained.n_classes, trained.n_members, trained.spec
+            )
+            fresh.initialize([child_seed(*names, i) for i in range(trained.n_members)])
+            self._drawn[key] = fresh.requires_grad_(False).to(self.device)
+        return self._drawn[key]
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[str, str], StackedClassifier]:
+        return {}
+
+
+class Guard:
+    """What one method sees of one pair: exactly what its tier allows.
+
+    Every member but `task`, `seed`, `generator` and `activations` needs a permission and raises `KnowledgeError`
+    without it. The networks' weights are open to all tiers.
+
+    Arguments:
+        materials: what the study has.
+        allowed: what the method declares.
+        asker: the method's name, for errors.
+        source, target: the stacks of the pair, one member per seed.
+        drop_concept: control: without the synthetic images to which a source gives the concept more than 0.1.
+    """
+
+    def __init__(
+        self,
+        materials: Materials,
+        allowed: Knowledge,
+        *,
+        asker: str,
+        source: StackedClassifier,
+        target: StackedClassifier,
+        drop_concept: bool = False,
+    ) -> None:
+        self._materials, self._allowed, self._asker = materials, allowed, asker
+        self._source, self._target, self._drop_concept = source, target, drop_concept
+
+    @property
+    def task(self) -> Task:
+        return self._materials.task
+
+    @property
+    def settings(self) -> config.Injection:
+        """The study's section."""
+        return self._materials.settings
+
+    @property
+    def device(self) -> torch.device | str:
+        return self._materials.device
+
+    def seed(self, *names: object) -> int:
+        """Seed of one named draw of this method, the same for all pairs."""
+        return child_seed(self._materials.seed, "injection", self._asker, *names)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Generator of one named draw, on the CPU."""
+        return torch.Generator().manual_seed(self.seed(*names))
+
+    def activations(
+        self, network: StackedClassifier, images: Float[Tensor, "images 1 h w"], hook_point: str
+    ) -> Float[Tensor, "members images d"]:
+        """Values of a network at a hook point, in batches; remembered for whole sets of images that the guard gave."""
+        return self._materials.forward(network, images, hook_point)
+
+    def shared(self) -> Labelled:
+        """Training images of the classes that both networks know."""
+        self._need(Knowledge.SHARED, "images of the shared classes")
+        return self._materials.images_of(self.task.shared)
+
+    def own(self) -> Labelled:
+        """Training images of the target's own classes."""
+        self._need(Knowledge.OWN, "images of the target's own classes")
+        return self._materials.images_of(self.task.target_classes)
+
+    def synthetic(self) -> Float[Tensor, "images 1 h w"]:
+        """Images made without any real one of a class that the target does not know."""
+        self._need(Knowledge.SYNTHETIC, "synthetic inputs")
+        return self._materials.doodles
+
+    def synthetic_weights(self) -> Float[Tensor, "members images"]:
+        """Which synthetic images count for each member: 1, or 0 where the control drops what looks like the concept."""
+        self._need(Knowledge.SYNTHETIC, "synthetic inputs")
+        images = self._materials.doodles
+        if not self._drop_concept:
+            return torch.ones(self._source.n_members, len(images), device=images.device)
+        logits = self.activations(self._source, images, "logits")
+        return (logits.softmax(-1)[..., self.task.concept] <= 0.1).float()
+
+    def noise(self, n: int, *names: object) -> Float[Tensor, "images 1 h w"]:
+        """Normal noise of a named draw, of the images' shape: where synthetic images may start from."""
+        self._need(Knowledge.SYNTHETIC, "synthetic inputs")
+        shape = n, *self._materials.train.images.shape[1:]
+        return torch.randn(shape, generator=self.generator("noise", *names)).to(self.device)
+
+    def others(self) -> Float[Tensor, "images 1 h w"]:
+        """Training images of the classes that neither network knows."""
+        self._need(Knowledge.OTHERS, "images of classes that nobody was trained on")
+        return self._materials.images_of(self.task.unseen).images
+
+    def source_activations(self, hook_point: str) -> tuple[Float[Tensor, "members images d"], Int[Tensor, " images"]]:
+        """The source's activations on its own training images, sorted by class and shuffled within each.
+
+        Shuffled by a draw of their own, so that no row can be matched with an image.
+        """
+        self._need(Knowledge.SOURCE, "statistics of the source on its own images")
+        seen = self._materials.images_of(self.task.source_classes)
+        values = self.activations(self._source, seen.images, hook_point)
+        order = torch.randperm(len(seen.labels), generator=self.generator("source activations")).to(values.device)
+        order = order[seen.labels[order].argsort(stable=True)]
+        return values[:, order], seen.labels[order]
+
+    def concept_saes(self, of: str, d_sae: int | None = None, k: int | None = None) -> Sequence[SparseAutoencoder]:
+        """SAEs of the pair's networks at `last.pre`, one per member, trained on each network's own training images.
+
+        Arguments:
+            of: "source" (needs SOURCE) or "target" (needs OWN).
+            d_sae, k: size and sparsity; those of `concept_spaces` if not given.
+        """
+        if of == "source":
+            self._need(Knowledge.SOURCE, "SAEs of the source's activations on its own images")
+        else:
+            self._need(Knowledge.OWN, "SAEs of the target's activations on its own images")
+        network, role = (self._source, self.settings.source) if of == "source" else (self._target, self.settings.target)
+        spaces = self.settings.concept_spaces
+        return self._materials.concept_saes[role, network.architecture, d_sae or spaces.d_sae, k or spaces.k]
+
+    def siblings(self, role: str) -> dict[str, StackedClassifier]:
+        """Networks of the architectures that are not the pair's, by architecture.
+
+        Arguments:
+            role: "source" or "target", as the pair's networks are trained.
+        """
+        self._need(Knowledge.SIBLINGS, "networks of other architectures")
+        pair = (self._source.architecture, self._target.architecture)
+        networks = self._materials.networks[getattr(self.settings, role)]
+        return {name: stack for name, stack in networks.items() if name not in pair}
+
+    def source_of(self, role: str) -> StackedClassifier:
+        """Networks of the source's architecture that were trained in another role: `settings.sequence` names them."""
+        return self._materials.networks[role][self._source.architecture]
+
+    def labelled(self, per_class: int | None = None) -> Labelled:
+        """Training images of the concept, with their label: the first `per_class` of a fixed order, or all."""
+        self._need(Knowledge.LABELLED, "labelled images of the concept")
+        found = self._materials.images_of((self.task.concept,))
+        if per_class is None:
+            return found
+        order = torch.randperm(len(found.labels), generator=self.generator("few"))[:per_class].to(found.labels.device)
+        return Labelled(found.images[order], found.labels[order])
+
+    def _need(self, permission: Knowledge, what: str) -> None:
+        if permission not in self._allowed:
+            raise KnowledgeError(f"{self._asker}: asks for {what}, but declares tier {tier_name(self._allowed)}")

@@ -1,0 +1,246 @@
+"""One method over all pairs, seeds and controls: injected, calibrated on held-out images, measured once on the test."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saeflow.datasets.images import ImageSplit
+from saeflow.injection import metrics
+from saeflow.injection.calibration import calibrated_shifts, shifted
+from saeflow.injection.method import Method, NotApplicableError, Stage
+from saeflow.injection.networks import multiply_adds, n_parameters
+from saeflow.injection.protocol import Guard, Materials
+from saeflow.models.classifiers import StackedClassifier
+from saeflow.reproduce import child_seed
+
+log = logging.getLogger(__name__)
+
+GAMMAS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Weights of the target's own uncertainty, -max_j l_j, in the curve of transfer against specificity."""
+NOISE = 0.2
+"""Standard deviation of the pixel noise behind `transfer_noisy`; pixels are in [0, 1]."""
+_BATCH_SIZE = 2048
+
+
+class Results(NamedTuple):
+    """Tidy tables of one method.
+
+    Arguments:
+        measures: a row per variant, control, pair, seed, stage and concept.
+        curve: a row per variant, pair, seed and gamma; without controls.
+        intervals: a row per variant, control and metric: mean over all pairs and seeds, 95 % bootstrap interval.
+        seconds: a row per variant, control and pair: wall-clock time of the injection, of all seeds together.
+    """
+
+    measures: pd.DataFrame
+    curve: pd.DataFrame
+    intervals: pd.DataFrame
+    seconds: pd.DataFrame
+
+
+class Images(NamedTuple):
+    """Images on the study's device, and their labels."""
+
+    images: Float[Tensor, "n 1 h w"]
+    labels: Int[Tensor, " n"]
+
+    @classmethod
+    def of(cls, split: ImageSplit, device: torch.device | str, classes: Sequence[int] | None = None) -> "Images":
+        """Images of a split, or of some of its classes."""
+        chosen = split if classes is None else split[np.isin(split.labels, classes)]
+        return cls(torch.from_numpy(chosen.inputs()).to(device), torch.from_numpy(chosen.labels).to(device))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A stage of one variant under one control on one pair, ready to be measured."""
+
+    method: Method
+    control: str
+    pair: tuple[str, str]
+    target: StackedClassifier
+    stage: Stage
+    last: bool
+    held_out: Float[Tensor, "m n classes"]
+    """Logits of the calibration images, before the shift."""
+    shifts: dict[int, Float[Tensor, " m"]]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """First columns of every table."""
+        return {
+            "method": self.method.name,
+            "family": self.method.family,
+            "variant": self.method.variant,
+            "tier": self.method.tier,
+            "site": self.method.site,
+            "control": self.control,
+        }
+
+
+def run(
+    variants: Sequence[Method],
+    materials: Materials,
+    calibration: ImageSplit,
+    test: ImageSplit,
+    pairs: Sequence[tuple[str, str]],
+    seeds: Sequence[int],
+) -> Results:
+    """Inject, calibrate and measure every variant, control and pair.
+
+    Everything is injected and calibrated before the first test image is looked at.
+
+    Arguments:
+        variants: of one method.
+        materials: what the study has, networks among it.
+        calibration, test: splits that no method sees.
+        pairs: [source, target] architectures.
+        seeds: of the target's networks, for the tables.
+    """
+    own = Images.of(calibration, materials.device, materials.task.target_classes)
+    ready: list[Calibrated] = []
+    seconds: list[dict[str, Any]] = []
+    for method in variants:
+        controls = [c for c in method.controls if c != "blind_source" or materials.settings.blind is not None]
+        for control in ("", *controls):
+            # Pairs of one target together: its values on common images are remembered.
+            for pair in sorted(pairs, key=lambda pair: pair[::-1]):
+                started = time.perf_counter()
+                found = _inject(method, control, pair, materials, own)
+                if found:
+                    ready += found
+                    elapsed = {"seconds": time.perf_counter() - started}
+                    seconds.append(found[0].identity | dict(zip(("source", "target"), pair, strict=True)) | elapsed)
+            log.info("%s%s: injected", method.label, f" ({control})" if control else "")
+    return _measure(ready, materials, own, Images.of(test, materials.device), seeds, pd.DataFrame(seconds))
+
+
+def _inject(method: Method, control: str, pair: tuple[str, str], materials: Materials, own: Images) -> list[Calibrated]:
+    """Injected and calibrated networks of one pair; none where the method does not apply."""
+    source, target = materials.pair(pair, control)
+    guard = Guard(
+        materials,
+        method.knowledge,
+        asker=method.label,
+        source=source,
+        target=target,
+        drop_concept=control == "no_lookalike_inputs",
+    )
+    try:
+        stages = list(method.stages(source, target, guard))
+    except NotApplicableError as error:
+        log.info("%s, %s to %s: not applicable: %s", method.label, *pair, error)
+        return []
+    calibrated = []
+    for stage in stages:
+        logits = predict(stage.network, own.images)
+        keep, largest = materials.settings.preservation, method.largest_shift
+        shifts = calibrated_shifts(logits, own.labels, stage.concepts, keep, largest)
+        calibrated.append(Calibrated(method, control, pair, target, stage, stage is stages[-1], logits, shifts))
+    return calibrated
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "m n classes"]:
+    """Logits of all members, in batches."""
+    return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
+
+
+def _measure(
+    ready: Sequence[Calibrated],
+    materials: Materials,
+    own: Images,
+    test: Images,
+    seeds: Sequence[int],
+    seconds: pd.DataFrame,
+) -> Results:
+    """Tables of everything, from one reading of the test split."""
+    task = materials.task
+    draw = torch.Generator().manual_seed(child_seed(materials.seed, "injection", "noise"))
+    noise = NOISE * torch.randn(test.images.shape, generator=draw).to(test.images)
+    noisy = (test.images + noise)[test.labels == task.concept].clamp(0, 1)
+    measures, curve = [], []
+    hits: dict[tuple, dict[str, list[Tensor]]] = {}
+    for i, item in enumerate(ready):
+        raw = predict(item.stage.network, test.images)
+        alone = materials.forward(item.target, test.images, "logits")
+        cost = _added_cost(item, test.images.shape[-2:])
+        names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
+        logits = shifted(raw, item.shifts)
+        for label in item.stage.concepts:
+            at = task.with_concept(label)
+            outcome = metrics.outcomes(logits, test.labels, at)
+            row = {name: hit.double().mean(1) for name, hit in outcome.items()}
+            row |= metrics.threshold_free(raw, test.labels, at)
+            row["own_accuracy"] = metrics.outcomes(alone, test.labels, at)["preservation"].double().mean(1)
+            row["shift"] = item.shifts[label].double()
+            if label == task.concept:
+                answers = shifted(predict(item.stage.network, noisy), item.shifts).argmax(-1)
+                row["transfer_noisy"] = (answers == label).double().mean(1)
+                if item.last:
+                    found = hits.setdefault(tuple(item.identity.items()), {})
+                    for name, hit in outcome.items():
+                        found.setdefault(name, []).append(hit.float())
+            measures += (names | {"concept": label, "seed": seed} | values | cost for seed, values in _rows(seeds, row))
+        if item.last and not item.control:
+            curve += (names | values for values in _curve(item, raw, materials, own, test, seeds))
+        if (i + 1) % 100 == 0:
+            log.info("measured %d of %d", i + 1, len(ready))
+    intervals = _intervals(hits, materials)
+    return Results(*map(pd.DataFrame, (measures, curve, intervals)), seconds)
+
+
+def _rows(seeds: Sequence[int], columns: dict[str, Float[Tensor, " m"]]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each member's seed and values."""
+    for seed, *values in zip(seeds, *(column.tolist() for column in columns.values()), strict=True):
+        yield seed, dict(zip(columns, values, strict=True))
+
+
+def _added_cost(item: Calibrated, image_shape: Sequence[int]) -> dict[str, int]:
+    """What a member of the injected network has and does more than the target's at inference."""
+    network, members = item.stage.network, item.target.n_members
+    return {
+        "added_parameters": n_parameters(network, members) - n_parameters(item.target, members),
+        "added_multiply_adds": multiply_adds(network, image_shape) - multiply_adds(item.target, image_shape),
+    }
+
+
+def _curve(
+    item: Calibrated, raw: Tensor, materials: Materials, own: Images, test: Images, seeds: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Transfer against specificity at one preservation: gamma times the target's uncertainty added to the score."""
+    task, concepts = materials.task, item.stage.concepts
+    for gamma in GAMMAS:
+        held_out, logits = (_with_uncertainty(values, task, gamma) for values in (item.held_out, raw))
+        shifts = calibrated_shifts(held_out, own.labels, concepts, materials.settings.preservation)
+        outcome = metrics.outcomes(shifted(logits, shifts), test.labels, task)
+        shares = {name: hit.double().mean(1) for name, hit in outcome.items()}
+        yield from ({"seed": seed, "gamma": gamma} | values for seed, values in _rows(seeds, shares))
+
+
+def _with_uncertainty(logits: Tensor, task: Any, gamma: float) -> Tensor:
+    """Logits with -gamma max_{j own} l_j added to the concept's."""
+    changed = logits.clone()
+    changed[..., task.concept] -= gamma * logits[..., list(task.target_classes)].max(-1).values
+    return changed
+
+
+def _intervals(hits: dict[tuple, dict[str, list[Tensor]]], materials: Materials) -> list[dict[str, Any]]:
+    """Mean and bootstrap interval of each outcome, over pairs, seeds and images."""
+    rows = []
+    for identity, outcomes in hits.items():
+        for name, of_pairs in outcomes.items():
+            shares = torch.stack(of_pairs).mean(0)
+            draw = torch.Generator().manual_seed(child_seed(materials.seed, "bootstrap", *map(str, identity), name))
+            low, high = metrics.bootstrap_interval(shares, draw, n_resamples=materials.settings.bootstrap)
+            mean = shares.double().mean().item()
+            rows.append(dict(identity) | {"metric": name, "mean": mean, "low": low, "high": high})
+    return rows

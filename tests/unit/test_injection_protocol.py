@@ -1,0 +1,462 @@
+"""The protocol of injection: who may know what, how thresholds are set, what is measured, and when."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from random_saes import random_sae
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
+
+from saeflow import config
+from saeflow.datasets import images
+from saeflow.datasets.doodles import doodles
+from saeflow.datasets.images import ImageSplit
+from saeflow.injection import heads, metrics, study
+from saeflow.injection.calibration import calibrated_shifts, shifted
+from saeflow.injection.knowledge import (
+    ORACLE,
+    SIBLINGS,
+    T0,
+    T1,
+    T1_PLUS,
+    T2,
+    T3,
+    B,
+    Knowledge,
+    KnowledgeError,
+    tier_name,
+)
+from saeflow.injection.method import Method, Stage, method
+from saeflow.injection.networks import Gate, Grafted, Head, multiply_adds, n_parameters
+from saeflow.injection.protocol import Guard, Materials, Task
+from saeflow.models.classifiers import StackedClassifier
+
+TASK = Task((0, 1, 2, 3), (2, 3, 4, 5), concept=4, lookalike=5, n_classes=10)
+SETTINGS = config.Injection(
+    concept=4,
+    lookalike=5,
+    synthetic_images=300,
+    few_shots=(1, 3),
+    bootstrap=50,
+    distillation=config.Distillation(hidden=16, epochs=1, own_images=100),
+)
+MINE = (
+    "references",
+    "ridge_regression",
+    "relative_representations",
+    "dreamt_images",
+    "whole_model_distillation",
+    "doodle_regression",
+    "doodle_distillation",
+)
+
+
+def network(architecture="SimpleNN", seed=0, n_members=2):
+    return StackedClassifier(architecture, (8, 8), 10, n_members).initialize(range(seed, seed + n_members))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return images.build(config.Data(calibration_share=0.2))
+
+
+@pytest.fixture
+def materials(data):
+    stacks = {
+        role: {name: network(name, 10 * i).requires_grad_(False) for name in ("SimpleNN", "FFN")}
+        for i, role in enumerate(("source", "target", "blind"))
+    }
+    return Materials(TASK, data.train, SETTINGS, 0, networks=stacks)
+
+
+def guarded(materials, allowed, **more):
+    source, target = materials.pair(("SimpleNN", "FFN"))
+    return Guard(materials, allowed, asker="somebody", source=source, target=target, **more)
+
+
+# Knowledge
+
+
+ASKS = {
+    Knowledge.SHARED: lambda guard: guard.shared(),
+    Knowledge.OWN: lambda guard: guard.own(),
+    Knowledge.SYNTHETIC: lambda guard: (guard.synthetic(), guard.synthetic_weights(), guard.noise(2)),
+    Knowledge.OTHERS: lambda guard: guard.others(),
+    Knowledge.SOURCE: lambda guard: guard.source_activations("last.pre"),
+    Knowledge.SIBLINGS: lambda guard: guard.siblings("source"),
+    Knowledge.LABELLED: lambda guard: guard.labelled(),
+}
+
+
+@pytest.mark.parametrize("asked", ASKS, ids=lambda asked: asked.name)
+def test_a_permission_opens_its_own_door_and_no_other(materials, asked):
+    ASKS[asked](guarded(materials, asked))
+    with pytest.raises(KnowledgeError, match=r"somebody: asks for .*, but declares tier"):
+        ASKS[asked](guarded(materials, ~asked))
+
+
+@pytest.mark.parametrize(("of", "needed"), [("source", Knowledge.SOURCE), ("target", Knowledge.OWN)])
+def test_saes_need_what_they_were_trained_on(materials, of, needed):
+    spaces = SETTINGS.concept_spaces
+    key = (of, {"source": "SimpleNN", "target": "FFN"}[of], spaces.d_sae, spaces.k)
+    materials.concept_saes = {key: [random_sae("topk", 32, 64)]}
+    assert guarded(materials, needed).concept_saes(of) is materials.concept_saes[key]
+    with pytest.raises(KnowledgeError):
+        guarded(materials, ~needed).concept_saes(of)
+
+
+def test_every_door_of_the_guard_is_in_this_test():
+    open_to_all = {"task", "settings", "device", "seed", "generator", "activations", "source_of"}
+    doors = {name for name in vars(Guard) if not name.startswith("_")} - open_to_all
+    named = {
+        "shared",
+        "own",
+        "synthetic",
+        "synthetic_weights",
+        "noise",
+        "others",
+        "source_activations",
+        "siblings",
+        "labelled",
+    }
+    assert doors == named | {"concept_saes"}
+
+
+def test_tiers_are_named_by_the_lowest_rung_that_covers_them():
+    named = {T0: "T0", T1: "T1", T1_PLUS: "T1+", T2: "T2", T3: "T3", ORACLE: "oracle", T1 | B: "T1 & B"}
+    named |= {B: "T0 & B", T1_PLUS | B | SIBLINGS: "T1+ & B & N", Knowledge.SYNTHETIC: "T2", Knowledge.OTHERS: "T3"}
+    assert {knowledge: tier_name(knowledge) for knowledge in named} == named
+
+
+def test_what_the_guard_gives_is_what_it_says(materials, data):
+    guard = guarded(materials, ORACLE)
+    for labelled, classes in ((guard.shared(), {2, 3}), (guard.own(), {0, 1, 2, 3}), (guard.labelled(), {4})):
+        assert set(labelled.labels.tolist()) == classes
+        expected = data.train.inputs()[np.isin(data.train.labels, list(classes))]
+        np.testing.assert_array_equal(labelled.images.numpy(), expected)
+    assert len(guard.others()) == np.isin(data.train.labels, [6, 7, 8, 9]).sum()
+    assert len(guard.labelled(3).labels) == 3
+    few, more = (guard.labelled(n).images for n in (1, 3))
+    assert torch.equal(few, more[:1])
+
+
+def test_source_activations_are_the_source_s_own_and_cannot_be_matched_with_images(materials, data):
+    guard = guarded(materials, B)
+    values, labels = guard.source_activations("last.pre")
+    assert labels.tolist() == sorted(labels.tolist())
+    seen = np.isin(data.train.labels, TASK.source_classes)
+    source = materials.networks["source"]["SimpleNN"]
+    direct = source.run(torch.from_numpy(data.train.inputs()[seen]), ("last.pre",))[1]["last.pre"]
+    in_order = direct[:, torch.from_numpy(data.train.labels[seen]).argsort(stable=True)]
+    assert not torch.equal(values, in_order)
+    for label in TASK.source_classes:
+        mine = values[0, labels == label].sort(0).values
+        torch.testing.assert_close(mine, direct[0, data.train.labels[seen] == label].sort(0).values)
+
+
+def test_no_method_is_given_a_calibration_or_test_image(materials, data):
+    given = {row.tobytes() for row in materials.labelled.images.numpy()}
+    repeated = {row.tobytes() for row in data.train.inputs()}
+    held = [row.tobytes() for split in (data.calibration, data.test) for row in split.inputs()]
+    assert given == repeated
+    assert sum(row in given for row in held) <= 1  # the digits have hardly an image twice
+
+
+class Recorded(Guard):
+    """Notes what is asked for."""
+
+    def _need(self, permission, what):
+        self.used = getattr(self, "used", T0) | permission
+        super()._need(permission, what)
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_method_declares_what_it_asks_for_and_is_refused_with_less(materials, name):
+    source, target = materials.pair(("SimpleNN", "SimpleNN"))
+    for variant in method(name).variants(SETTINGS):
+        guard = Recorded(materials, variant.knowledge, asker=variant.label, source=source, target=target)
+        variant.inject(source, target, guard)
+        used = getattr(guard, "used", T0)
+        assert used in variant.knowledge
+        assert tier_name(used) == variant.tier
+        for bit in used:
+            poorer = Guard(materials, variant.knowledge & ~bit, asker=variant.label, source=source, target=target)
+            with pytest.raises(KnowledgeError, match=variant.name):
+                variant.inject(source, target, poorer)
+
+
+# Doodles
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_doodles_are_images_as_bright_as_their_models_and_none_of_them(size, data):
+    digits = torch.from_numpy(data.train.inputs()[np.isin(data.train.labels, (0, 1, 2, 3))])
+    own = torch.nn.functional.interpolate(digits, (size, size))
+    made = doodles(400, own, seed=1)
+    assert made.shape == (400, 1, size, size)
+    assert (made.min(), made.max()) >= (0, 0.5)
+    assert made.max() <= 1
+    assert abs(made.mean() / own.mean() - 1) < 0.35
+    assert len({row.numpy().tobytes() for row in made} & {row.numpy().tobytes() for row in own}) == 0
+    assert torch.equal(made, doodles(400, own, seed=1))
+    assert not torch.equal(made, doodles(400, own, seed=2))
+
+
+def test_doodles_do_not_depend_on_images_of_other_classes(data):
+    """The guard's doodles come from the target's own classes alone."""
+    blank = ImageSplit(data.train.images.copy(), data.train.labels)
+    blank.images[~np.isin(blank.labels, TASK.target_classes)] = 0
+    first, second = (Materials(TASK, split, SETTINGS, 0).doodles for split in (data.train, blank))
+    assert torch.equal(first, second)
+
+
+# Calibration
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.985, 0.999])
+def test_the_shift_is_the_largest_that_keeps_the_share(keep):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 500, 6, generator=generator)
+    labels = torch.randint(4, (500,), generator=generator)
+    shifts = calibrated_shifts(logits, labels, (5,), keep)
+    silent = logits.clone()
+    silent[..., 5] = -torch.inf
+    right = silent.argmax(-1) == labels
+    for i in range(3):
+        kept = (shifted(logits, shifts)[i].argmax(-1) == labels)[right[i]].double().mean()
+        margins = (silent.max(-1).values - logits[..., 5])[i, right[i]]
+        beyond = margins[margins > shifts[5][i]].min() + 1e-4
+        more = (shifted(logits, {5: beyond.expand(3)})[i].argmax(-1) == labels)[right[i]].double().mean()
+        assert more < keep <= kept
+
+
+def test_several_concepts_share_the_loss_and_a_bound_holds():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 800, 6, generator=generator), torch.randint(4, (800,), generator=generator)
+    shifts = calibrated_shifts(logits, labels, (4, 5), 0.9)
+    silent = logits[..., :4].argmax(-1) == labels
+    kept = ((shifted(logits, shifts).argmax(-1) == labels) & silent).sum(-1) / silent.sum(-1)
+    assert (kept >= 0.9).all()
+    assert (kept < 0.95).all()
+    assert calibrated_shifts(logits, labels, (5,), 0.5, largest=-7.0)[5].tolist() == [-7.0, -7.0]
+
+
+# Metrics
+
+
+def test_outcomes_are_shares_of_their_own_classes():
+    labels = torch.tensor([0, 0, 3, 4, 4, 5, 8])
+    answers = torch.tensor([[0, 4, 3, 4, 0, 4, 4]])
+    logits = torch.nn.functional.one_hot(answers, 10).float()
+    found = metrics.outcomes(logits, labels, TASK)
+    shares = {name: hit.double().mean().item() for name, hit in found.items()}
+    assert shares == {"transfer": 0.5, "preservation": 2 / 3, "specificity": 1.0, "unseen_rate": 1.0}
+
+
+def test_auroc_is_scikit_learn_s_ties_included():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(6, (2, 90), generator=generator).float()
+    positive, negative = scores[:, :30], scores[:, 30:]
+    truth = [1] * 30 + [0] * 60
+    expected = [roc_auc_score(truth, row) for row in scores]
+    np.testing.assert_allclose(metrics.auroc(positive, negative), expected)
+
+
+def test_the_bootstrap_interval_covers_the_spread_of_seeds_and_of_images():
+    generator = torch.Generator().manual_seed(0)
+    images_only = (torch.rand(1, 400, generator=generator) < 0.3).float().expand(5, -1)
+    low, high = metrics.bootstrap_interval(images_only, generator, n_resamples=2000)
+    half = 1.96 * (0.3 * 0.7 / 400) ** 0.5
+    assert abs((high - low) / 2 - half) < 0.15 * half
+    seeds_too = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None].expand(-1, 400)
+    assert metrics.bootstrap_interval(seeds_too, generator, n_resamples=500) == (0.0, 1.0)
+
+
+# Heads
+
+
+def test_ridge_is_scikit_learn_s_with_weights():
+    rng = np.random.default_rng(0)
+    h, y, weights = rng.normal(size=(2, 60, 5)), rng.normal(size=(2, 60)), rng.random((2, 60))
+    tensors = [torch.from_numpy(x).float() for x in (h, y, weights)]
+    weight, bias = heads.ridge(tensors[0], tensors[1], strength=0.3, weights=tensors[2])
+    for i in range(2):
+        share = weights[i] / weights[i].sum()
+        centred = h[i] - share @ h[i]
+        alpha = 0.3 * (share @ centred**2).mean()
+        expected = Ridge(alpha=alpha).fit(h[i], y[i], sample_weight=share)
+        np.testing.assert_allclose(weight[i, :, 0], expected.coef_, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(bias[i, 0], expected.intercept_, rtol=1e-4, atol=1e-6)
+
+
+def test_logistic_regression_is_scikit_learn_s():
+    rng = np.random.default_rng(1)
+    h = rng.normal(size=(1, 300, 4)) * [1, 2, 0.5, 1] + 3
+    y = (h[0] @ [1, -1, 0.5, 0] + rng.normal(size=300) > 2.0).astype(float)
+    head = heads.logistic(torch.from_numpy(h).float(), torch.from_numpy(y)[None].float(), strength=1e-2, steps=2000)
+    scale = h[0].var(0, ddof=1).mean() ** -0.5
+    x = (h[0] - h[0].mean(0)) * scale
+    expected = LogisticRegression(C=1 / (1e-2 * 300), tol=1e-8, max_iter=10_000).fit(x, y).decision_function(x)
+    np.testing.assert_allclose(head(torch.from_numpy(h).float())[0], expected, atol=2e-3)
+
+
+def test_whitened_values_have_covariance_one():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(2, 6, 6, generator=generator)
+    h = torch.randn(2, 4000, 6, generator=generator) @ mix + 5
+    weight, bias = heads.whitening(h, floor=0.0)
+    white = torch.baddbmm(bias[:, None], h, weight)
+    covariance = white.mT @ white / 4000
+    torch.testing.assert_close(covariance, torch.eye(6).expand(2, 6, 6), atol=2e-3, rtol=0)
+
+
+def test_distillation_learns_soft_answers_and_members_do_not_meet():
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(2, 2000, 3, generator=generator) * torch.tensor([1.0, 0.01, 1.0])
+    p = (300 * h[..., 1] * h[..., 2].sign()).sigmoid()
+    settings = {"hidden": 32, "epochs": 40, "batch_size": 100}
+
+    def fit(members):
+        draw = torch.Generator().manual_seed(1)
+        return heads.distil(h[members], p[members], weights=torch.ones_like(p[members]), **settings, generator=draw)
+
+    both, second = fit([0, 1]), fit([1])
+    learned = both(h).sigmoid()
+    assert (learned - p).abs().mean() < 0.1 < (p - p.mean()).abs().mean() / 3
+    torch.testing.assert_close(both(h)[1:], second(h[1:]), atol=1e-4, rtol=1e-4)
+
+
+# Networks
+
+
+def test_a_graft_changes_the_concept_s_logit_alone_and_its_cost_is_counted():
+    target = network()
+    x = torch.rand(7, 1, 8, 8)
+    layers = (torch.randn(2, 32, 5), torch.randn(2, 5)), (torch.randn(2, 5, 1), torch.randn(2, 1))
+    injected = Grafted(target, "last.pre", {4: Gate(Head(*layers))})
+    h = target.run(x, ("last.pre",))[1]["last.pre"]
+    score = ((h @ layers[0][0] + layers[0][1][:, None]).relu() @ layers[1][0] + layers[1][1][:, None])[..., 0]
+    expected = target(x).clone()
+    expected[..., 4] = 1000 * score
+    torch.testing.assert_close(injected(x), expected)
+    assert n_parameters(injected, 2) - n_parameters(target, 2) == 32 * 5 + 5 + 5 + 1
+    assert multiply_adds(injected, (8, 8)) - multiply_adds(target, (8, 8)) == 32 * 5 + 5
+    assert multiply_adds(target, (8, 8)) == 64 * 64 + 64 * 32 + 32 * 10
+
+
+# The study
+
+
+class Watched(ImageSplit):
+    """A split that counts how often it is read, and what was injected by then."""
+
+    def inputs(self):
+        Watched.log.append("test")
+        return super().inputs()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logged(Method):
+    """Says when it injects."""
+
+    name = "logged"
+    family = "baseline"
+
+    @classmethod
+    def variants(cls, settings):
+        return [cls(knowledge=T0, site="logits")]
+
+    def inject(self, source, target, guard):
+        Watched.log.append("inject")
+        return target
+
+
+def test_the_test_split_is_read_once_after_everything_is_injected(materials, data):
+    Watched.log = []
+    watched = Watched(data.test.images, data.test.labels)
+    study.run(Logged.variants(SETTINGS), materials, data.calibration, watched, [("SimpleNN", "FFN")], (0, 1))
+    assert Watched.log == ["inject"] * 4 + ["test"]
+
+
+def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
+    pairs = list(itertools.product(("SimpleNN", "FFN"), repeat=2))
+    variants = method("doodle_regression").variants(SETTINGS)[:1]
+    results = study.run(variants, materials, data.calibration, data.test, pairs, (7, 9))
+    assert len(results.measures) == 5 * 4 * 2
+    assert set(results.measures.control) == {"", *Method.controls, "no_lookalike_inputs"}
+    assert len(results.curve) == 4 * 2 * len(study.GAMMAS)
+    row = results.measures.query("control == '' and source == 'FFN' and target == 'SimpleNN' and seed == 9").iloc[0]
+    source, target = materials.pair(("FFN", "SimpleNN"))
+    guard = Guard(materials, T2, asker=variants[0].label, source=source, target=target)
+    network = variants[0].inject(source, target, guard)
+    own = study.Images.of(data.calibration, "cpu", TASK.target_classes)
+    shifts = calibrated_shifts(network(own.images), own.labels, (4,), SETTINGS.preservation)
+    answers = shifted(network(torch.from_numpy(data.test.inputs())), shifts)[1].argmax(-1).numpy()
+    assert row.transfer == (answers[data.test.labels == 4] == 4).mean()
+    assert row.specificity == (answers[data.test.labels == 5] == 4).mean()
+    interval = results.intervals.query("control == '' and metric == 'transfer'").iloc[0]
+    measured = results.measures.query("control == ''").transfer
+    assert interval["mean"] == pytest.approx(measured.mean())
+    assert interval.low <= interval["mean"] <= interval.high
+
+
+def test_controls_put_other_networks_in_place(materials):
+    pair = ("SimpleNN", "FFN")
+    source, target = materials.pair(pair)
+    assert materials.pair(pair, "blind_source") == (materials.networks["blind"]["SimpleNN"], target)
+    for side, index in (("source", 0), ("target", 1)):
+        changed = materials.pair(pair, f"untrained_{side}")
+        assert changed[1 - index] is (source, target)[1 - index]
+        before, after = ((source, target)[index], changed[index])
+        assert before.architecture == after.architecture
+        assert not torch.equal(before.layers["logits"].weight, after.layers["logits"].weight)
+        assert materials.pair(pair, f"untrained_{side}")[index] is after
+
+
+def test_dropping_lookalike_inputs_leaves_out_what_the_source_calls_the_concept(materials):
+    guard = guarded(materials, T2, drop_concept=True)
+    kept = guard.synthetic_weights()
+    p = materials.networks["source"]["SimpleNN"](guard.synthetic()).softmax(-1)[..., 4]
+    assert torch.equal(kept.bool(), p <= 0.1)
+    assert 0 < kept.mean() < 1
+
+
+def test_every_method_of_the_config_is_registered_under_its_name():
+    for name in config.METHODS:
+        found = method(name)
+        variants = found.variants(SETTINGS)
+        assert found.name == name
+        assert found.__doc__
+        assert variants
+        assert len({variant.label for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_method_gives_the_same_network_twice_whatever_its_companions(materials, name):
+    variant = method(name).variants(SETTINGS)[-1]
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pair = ("SimpleNN", "SimpleNN")
+
+    def answers(members):
+        own = dataclasses.replace(
+            materials,
+            networks={
+                role: {a: stack.select(members) for a, stack in stacks.items()}
+                for role, stacks in materials.networks.items()
+            },
+        )
+        source, target = own.pair(pair)
+        guard = Guard(own, variant.knowledge, asker=variant.label, source=source, target=target)
+        return variant.inject(source, target, guard)(x)
+
+    both = answers([0, 1])
+    assert torch.equal(both, answers([0, 1]))
+    scale = both.abs().max()
+    torch.testing.assert_close(both[1:] / scale, answers([1]) / scale, atol=1e-3, rtol=0)
+
+
+def test_stages_are_named_and_the_default_is_one():
+    assert Stage(network(), (4,)).name == ""
