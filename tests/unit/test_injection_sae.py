@@ -86,13 +86,13 @@ def networks():
 
 @pytest.fixture(scope="module")
 def saes(networks, images):
-    return concept_saes.train(networks, CLASSES, images, SPACES, seed=0)
+    return concept_saes.train(networks, CLASSES, images, SPACES, swept=tuple(CLASSES), seed=0)
 
 
 @pytest.fixture
 def materials(networks, images, saes):
     task = Task(CLASSES["target"], CLASSES["source"], 4, 5, 10)
-    return Materials(task, images, SETTINGS, 0, networks=networks, concept_saes=saes)
+    return Materials(task, images, SETTINGS, 0, networks=networks, classes=CLASSES, concept_saes=saes)
 
 
 def variants():
@@ -336,7 +336,7 @@ def test_a_sweep_is_not_applicable_where_no_sae_was_trained(materials):
 
 def test_sweeps_are_trained_for_the_first_architectures_only(networks, images):
     spaces = SPACES.model_copy(update={"sweep_architectures": 1})
-    found = concept_saes.train(networks, CLASSES, images, spaces, seed=0)
+    found = concept_saes.train(networks, CLASSES, images, spaces, swept=tuple(CLASSES), seed=0)
     base = {(role, name, 16, 4) for role in networks for name in networks[role]}
     swept = {(role, "SimpleNN", d_sae, k) for role in networks for d_sae, k in ((8, 4), (16, 2))}
     assert set(found) == base | swept
@@ -347,7 +347,7 @@ def test_sweeps_are_trained_for_the_first_architectures_only(networks, images):
 def test_saes_see_images_of_their_own_networks_classes_only(networks, images, saes):
     changed = images.images.copy()
     changed[images.labels >= 6] = 0
-    again = concept_saes.train(networks, CLASSES, ImageSplit(changed, images.labels), SPACES, seed=0)
+    again = concept_saes.train(networks, CLASSES, ImageSplit(changed, images.labels), SPACES, swept=tuple(CLASSES), seed=0)
     for key, members in saes.items():
         for one, other in zip(members, again[key], strict=True):
             assert torch.equal(one.W_dec, other.W_dec)

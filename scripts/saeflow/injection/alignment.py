@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 RIDGE = 1e-2
-"""Penalty in units of the inputs' mean variance; from 1e-3 to 1e-1 transfer on MNIST moves by less than 2 points."""
+"""Penalty in units of the inputs' mean variance; from 1e-3 to 1e-1 a concept's transfer on MNIST moves by
+less than a point, its specificity by 1.5."""
 
 Map = Callable[[Tensor], Tensor]
 """From activations [m, n, p] of one network to [m, n, q] of another."""

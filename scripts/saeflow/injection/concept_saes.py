@@ -46,18 +46,20 @@ def train(
     images: ImageSplit,
     spaces: config.ConceptSpaces,
     *,
+    swept: Sequence[str],
     seed: int,
     device: torch.device | str = "cpu",
 ) -> dict[Key, list[SparseAutoencoder]]:
     """One BatchTopK SAE per network at `SITE`, on the images of the network's own classes.
 
     All networks get the base size. The sizes and sparsities of the sweeps are trained for the first
-    `spaces.sweep_architectures` architectures of each role only.
+    `spaces.sweep_architectures` architectures of `swept` roles only.
 
     Arguments:
         networks: stacks by role and architecture.
-        classes: labels that each role was trained on.
+        classes: labels of the images that each role's networks see.
         images: training images.
+        swept: roles.
         seed: root of all draws.
     Returns:
         SAEs by key, one per member.
@@ -70,8 +72,8 @@ def train(
             values = forward(network, own, SITE)
             stores[role, architecture] = [ActivationStore.from_array(rows.contiguous()) for rows in values]
     members = [(key, i, spaces.d_sae, spaces.k) for key, of_key in stores.items() for i in range(len(of_key))]
-    for role, of_role in networks.items():
-        for architecture in list(of_role)[: spaces.sweep_architectures]:
+    for role in swept:
+        for architecture in list(networks[role])[: spaces.sweep_architectures]:
             n_members = len(stores[role, architecture])
             members += [((role, architecture), i, *point) for point in sweep(spaces) for i in range(n_members)]
     return _trained(stores, members, spaces.training, child_seed(seed, "injection", "concept SAEs"), device)

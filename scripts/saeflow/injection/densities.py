@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 HANDICAP = 14.0
-"""Nats by which a look-alike is favoured over the concept, because rows that were carried over are not exact. On
-held-out training images of MNIST 0, 10 and 20 nats gave a transfer of 81, 79 and 67 % at a specificity of 24, 14 and
-6 %."""
+"""Nats by which a look-alike is favoured over the concept, because rows that were carried over are not exact. With 0,
+7, 14 and 21 nats `neural_aligner` reached a transfer of 81, 82, 80 and 75 % at a specificity of 18, 12, 8 and 6 %, on
+training images of MNIST that no network had seen, mean of 25 pairs and 2 seeds."""
 UNCERTAINTY = 0.3
-"""Weight of the target's own uncertainty, -max_j l_j, against one nat of evidence for the concept."""
+"""Weight of the target's own uncertainty, -max_j l_j, against one nat of evidence for the concept. With 0.1, 0.3 and 1
+the same came to 78, 80 and 83 % at 7, 8 and 13 %."""
 
 
 class Gaussian(NamedTuple):

@@ -19,6 +19,9 @@ from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder
 
+UNTRAINED = ("untrained_source", "untrained_target")
+"""Controls in which a side's weights are as drawn, and the roles that their networks go by."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -74,6 +77,7 @@ class Materials:
         seed: root of every draw.
         device: where images lie and networks run.
         networks: stacks by role and architecture, one member per seed.
+        classes: labels that each role was trained on.
         concept_saes: SAEs by role, architecture and (d_sae, k), one per member.
     """
 
@@ -83,6 +87,7 @@ class Materials:
     seed: int
     device: torch.device | str = "cpu"
     networks: Mapping[str, Mapping[str, StackedClassifier]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     concept_saes: Mapping[tuple[str, str, int, int], Sequence[SparseAutoencoder]] = field(default_factory=dict)
 
     @classmethod
@@ -90,7 +95,8 @@ class Materials:
         cls, dataset: ImageDataset, study: config.Injection, classifiers: config.Classifiers, **more: object
     ) -> Self:
         """Materials of a dataset and the study's sections."""
-        return cls(Task.of(study, classifiers, dataset.n_classes), dataset.train, study, **more)
+        classes = {name: role.classes for name, role in classifiers.roles.items()}
+        return cls(Task.of(study, classifiers, dataset.n_classes), dataset.train, study, classes=classes, **more)
 
     @cached_property
     def forward(self) -> Forward:
@@ -121,33 +127,45 @@ class Materials:
         own = self.images_of(self.task.target_classes).images
         return doodles(self.settings.synthetic_images, own, seed=child_seed(self.seed, "doodles")).to(self.device)
 
-    def pair(self, architectures: tuple[str, str], control: str = "") -> tuple[StackedClassifier, StackedClassifier]:
-        """Source and target networks of a pair, or what a control puts in their place; the same objects each time."""
-        roles = [self.settings.source, self.settings.target]
+    def roles(self, control: str = "") -> tuple[str, str]:
+        """Roles of source and target, or what a control puts in their place; `UNTRAINED` are no roles of the study."""
+        source, target = self.settings.source, self.settings.target
         if control == "blind_source":
-            roles[0] = self.settings.blind
-        source, target = (self.networks[role][name] for role, name in zip(roles, architectures, strict=True))
-        if control == "untrained_source":
-            source = self._untrained("source", source)
-        if control == "untrained_target":
-            target = self._untrained("target", target)
+            source = self.settings.blind
+        return (
+            UNTRAINED[0] if control == UNTRAINED[0] else source,
+            UNTRAINED[1] if control == UNTRAINED[1] else target,
+        )
+
+    def pair(self, architectures: tuple[str, str], control: str = "") -> tuple[StackedClassifier, StackedClassifier]:
+        """Source and target networks of a pair under a control; the same objects each time."""
+        source, target = (self._stack(*key) for key in zip(self.roles(control), architectures, strict=True))
         return source, target
 
-    def _untrained(self, role: str, trained: StackedClassifier) -> StackedClassifier:
-        """Networks like those given, with weights as drawn."""
-        key = role, trained.architecture
+    def _stack(self, role: str, architecture: str) -> StackedClassifier:
+        if role not in UNTRAINED:
+            return self.networks[role][architecture]
+        key = role, architecture
         if key not in self._drawn:
-            names = (self.seed, "injection", "untrained", *key)
-            fresh = StackedClassifier(
-                trained.architecture, trained.image_shape, trained.n_classes, trained.n_members, trained.spec
-            )
-            fresh.initialize([child_seed(*names, i) for i in range(trained.n_members)])
-            self._drawn[key] = fresh.requires_grad_(False).to(self.device)
+            trained = self.settings.source if role == UNTRAINED[0] else self.settings.target
+            self._drawn[key] = untrained(self.networks[trained][architecture], role, self.seed)
         return self._drawn[key]
 
     @cached_property
     def _drawn(self) -> dict[tuple[str, str], StackedClassifier]:
         return {}
+
+
+def untrained(like: StackedClassifier, role: str, seed: int) -> StackedClassifier:
+    """Networks like those given, with weights as drawn.
+
+    Arguments:
+        role: one of `UNTRAINED`.
+        seed: root of the draws.
+    """
+    fresh = StackedClassifier(like.architecture, like.image_shape, like.n_classes, like.n_members, like.spec)
+    fresh.initialize([child_seed(seed, "injection", role, like.architecture, i) for i in range(like.n_members)])
+    return fresh.requires_grad_(False).to(like.device)
 
 
 class Guard:
@@ -161,6 +179,7 @@ class Guard:
         allowed: what the method declares.
         asker: the method's name, for errors.
         source, target: the stacks of the pair, one member per seed.
+        roles: what they were trained as, those of the study if not given.
         drop_concept: control: without the synthetic images to which a source gives the concept more than 0.1.
     """
 
@@ -172,10 +191,12 @@ class Guard:
         asker: str,
         source: StackedClassifier,
         target: StackedClassifier,
+        roles: tuple[str, str] | None = None,
         drop_concept: bool = False,
     ) -> None:
         self._materials, self._allowed, self._asker = materials, allowed, asker
-        self._source, self._target, self._drop_concept = source, target, drop_concept
+        self._source, self._target, self._roles = source, target, roles or materials.roles()
+        self._drop_concept = drop_concept
 
     @property
     def task(self) -> Task:
@@ -239,14 +260,21 @@ class Guard:
         self._need(Knowledge.OTHERS, "images of classes that nobody was trained on")
         return self._materials.images_of(self.task.unseen).images
 
-    def source_activations(self, hook_point: str) -> tuple[Float[Tensor, "members images d"], Int[Tensor, " images"]]:
+    def source_activations(
+        self, hook_point: str, role: str | None = None
+    ) -> tuple[Float[Tensor, "members images d"], Int[Tensor, " images"]]:
         """The source's activations on its own training images, sorted by class and shuffled within each.
 
-        Shuffled by a draw of their own, so that no row can be matched with an image.
+        Shuffled by a draw of their own, so that no row can be matched with an image. What a control puts in the
+        source's place sees the same images, those of the concept too.
+
+        Arguments:
+            role: of the networks `source_of` gives; their own training images then.
         """
         self._need(Knowledge.SOURCE, "statistics of the source on its own images")
-        seen = self._materials.images_of(self.task.source_classes)
-        values = self.activations(self._source, seen.images, hook_point)
+        network = self._source if role is None else self.source_of(role)
+        seen = self._materials.images_of(self.task.source_classes if role is None else self._materials.classes[role])
+        values = self.activations(network, seen.images, hook_point)
         order = torch.randperm(len(seen.labels), generator=self.generator("source activations")).to(values.device)
         order = order[seen.labels[order].argsort(stable=True)]
         return values[:, order], seen.labels[order]
@@ -257,14 +285,17 @@ class Guard:
         Arguments:
             of: "source" (needs SOURCE) or "target" (needs OWN).
             d_sae, k: size and sparsity; those of `concept_spaces` if not given.
+        Raises:
+            KeyError: the study trained none of that size for this architecture.
         """
+        side = ("source", "target").index(of)
         if of == "source":
             self._need(Knowledge.SOURCE, "SAEs of the source's activations on its own images")
         else:
             self._need(Knowledge.OWN, "SAEs of the target's activations on its own images")
-        network, role = (self._source, self.settings.source) if of == "source" else (self._target, self.settings.target)
+        architecture = (self._source, self._target)[side].architecture
         spaces = self.settings.concept_spaces
-        return self._materials.concept_saes[role, network.architecture, d_sae or spaces.d_sae, k or spaces.k]
+        return self._materials.concept_saes[self._roles[side], architecture, d_sae or spaces.d_sae, k or spaces.k]
 
     def siblings(self, role: str) -> dict[str, StackedClassifier]:
         """Networks of the architectures that are not the pair's, by architecture.

@@ -17,7 +17,7 @@ from saeflow.injection import metrics
 from saeflow.injection.calibration import calibrated_shifts, shifted
 from saeflow.injection.method import Method, NotApplicableError, Stage
 from saeflow.injection.networks import multiply_adds, n_parameters
-from saeflow.injection.protocol import Guard, Materials
+from saeflow.injection.protocol import Guard, Materials, Task
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
 
@@ -132,6 +132,7 @@ def _inject(method: Method, control: str, pair: tuple[str, str], materials: Mate
         asker=method.label,
         source=source,
         target=target,
+        roles=materials.roles(control),
         drop_concept=control == "no_lookalike_inputs",
     )
     try:
@@ -154,6 +155,17 @@ def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"]) -> Float[Tenso
     return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
 
 
+class _Bench(NamedTuple):
+    """What everything is measured on."""
+
+    materials: Materials
+    own: Images
+    test: Images
+    noisy: Float[Tensor, "n 1 h w"]
+    """The concept's test images with pixel noise."""
+    seeds: Sequence[int]
+
+
 def _measure(
     ready: Sequence[Calibrated],
     materials: Materials,
@@ -163,39 +175,47 @@ def _measure(
     seconds: pd.DataFrame,
 ) -> Results:
     """Tables of everything, from one reading of the test split."""
-    task = materials.task
     draw = torch.Generator().manual_seed(child_seed(materials.seed, "injection", "noise"))
     noise = NOISE * torch.randn(test.images.shape, generator=draw).to(test.images)
-    noisy = (test.images + noise)[test.labels == task.concept].clamp(0, 1)
+    noisy = (test.images + noise)[test.labels == materials.task.concept].clamp(0, 1)
+    bench = _Bench(materials, own, test, noisy, seeds)
     measures, curve = [], []
+    costs: dict[tuple, dict[str, int]] = {}
     hits: dict[tuple, dict[str, list[Tensor]]] = {}
     for i, item in enumerate(ready):
         raw = predict(item.stage.network, test.images)
-        alone = materials.forward(item.target, test.images, "logits")
-        cost = _added_cost(item, test.images.shape[-2:])
         names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
-        logits = shifted(raw, item.shifts)
-        for label in item.stage.concepts:
-            at = task.with_concept(label)
-            outcome = metrics.outcomes(logits, test.labels, at)
-            row = {name: hit.double().mean(1) for name, hit in outcome.items()}
-            row |= metrics.threshold_free(raw, test.labels, at)
-            row["own_accuracy"] = metrics.outcomes(alone, test.labels, at)["preservation"].double().mean(1)
-            row["shift"] = item.shifts[label].double()
-            if label == task.concept:
-                answers = shifted(predict(item.stage.network, noisy), item.shifts).argmax(-1)
-                row["transfer_noisy"] = (answers == label).double().mean(1)
-                if item.last:
-                    found = hits.setdefault(tuple(item.identity.items()), {})
-                    for name, hit in outcome.items():
-                        found.setdefault(name, []).append(hit.float())
-            measures += (names | {"concept": label, "seed": seed} | values | cost for seed, values in _rows(seeds, row))
+        # A control changes weights, not sizes.
+        key = item.method.label, item.pair, item.stage.name
+        costs[key] = costs.get(key) or _added_cost(item, test.images.shape[-2:])
+        measures += (names | values | costs[key] for values in _measured(item, raw, bench))
+        if item.last:
+            found = hits.setdefault(tuple(item.identity.items()), {})
+            for name, hit in metrics.outcomes(shifted(raw, item.shifts), test.labels, materials.task).items():
+                found.setdefault(name, []).append(hit.float())
         if item.last and not item.control:
-            curve += (names | values for values in _curve(item, raw, materials, own, test, seeds))
+            curve += (names | values for values in _curve(item, raw, bench))
         if (i + 1) % 100 == 0:
             log.info("measured %d of %d", i + 1, len(ready))
     intervals = _intervals(hits, materials)
     return Results(*map(pd.DataFrame, (measures, curve, intervals)), seconds)
+
+
+def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:
+    """A row per injected concept and seed."""
+    task, labels = bench.materials.task, bench.test.labels
+    logits = shifted(raw, item.shifts)
+    alone = bench.materials.forward(item.target, bench.test.images, "logits")
+    for concept in item.stage.concepts:
+        at = task.with_concept(concept)
+        row = {name: hit.double().mean(1) for name, hit in metrics.outcomes(logits, labels, at).items()}
+        row |= metrics.threshold_free(raw, labels, at)
+        row["own_accuracy"] = metrics.outcomes(alone, labels, at)["preservation"].double().mean(1)
+        row["shift"] = item.shifts[concept].double()
+        if concept == task.concept and not item.control:
+            answers = shifted(predict(item.stage.network, bench.noisy), item.shifts).argmax(-1)
+            row["transfer_noisy"] = (answers == concept).double().mean(1)
+        yield from ({"concept": concept, "seed": seed} | values for seed, values in _rows(bench.seeds, row))
 
 
 def _rows(seeds: Sequence[int], columns: dict[str, Float[Tensor, " m"]]) -> Iterator[tuple[int, dict[str, float]]]:
@@ -213,20 +233,18 @@ def _added_cost(item: Calibrated, image_shape: Sequence[int]) -> dict[str, int]:
     }
 
 
-def _curve(
-    item: Calibrated, raw: Tensor, materials: Materials, own: Images, test: Images, seeds: Sequence[int]
-) -> Iterator[dict[str, Any]]:
+def _curve(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:
     """Transfer against specificity at one preservation: gamma times the target's uncertainty added to the score."""
-    task, concepts = materials.task, item.stage.concepts
+    task, keep = bench.materials.task, bench.materials.settings.preservation
     for gamma in GAMMAS:
         held_out, logits = (_with_uncertainty(values, task, gamma) for values in (item.held_out, raw))
-        shifts = calibrated_shifts(held_out, own.labels, concepts, materials.settings.preservation)
-        outcome = metrics.outcomes(shifted(logits, shifts), test.labels, task)
+        shifts = calibrated_shifts(held_out, bench.own.labels, item.stage.concepts, keep)
+        outcome = metrics.outcomes(shifted(logits, shifts), bench.test.labels, task)
         shares = {name: hit.double().mean(1) for name, hit in outcome.items()}
-        yield from ({"seed": seed, "gamma": gamma} | values for seed, values in _rows(seeds, shares))
+        yield from ({"seed": seed, "gamma": gamma} | values for seed, values in _rows(bench.seeds, shares))
 
 
-def _with_uncertainty(logits: Tensor, task: Any, gamma: float) -> Tensor:
+def _with_uncertainty(logits: Tensor, task: Task, gamma: float) -> Tensor:
     """Logits with -gamma max_{j own} l_j added to the concept's."""
     changed = logits.clone()
     changed[..., task.concept] -= gamma * logits[..., list(task.target_classes)].max(-1).values

@@ -34,8 +34,6 @@ class ConceptSpaces(Method):
     """
 
     family = "sae"
-    # Only the study's own sources and targets have SAEs: what a control puts in their place has none.
-    controls = ()
     d_sae: int | None = None
     k: int | None = None
     vectors: bool = False
@@ -88,6 +86,8 @@ class DimensionScaling(ConceptSpaces):
     `concept_spaces.sweep_architectures` architectures only."""
 
     name = "dimension_scaling"
+    # The sweeps' sizes are trained for sources and targets alone.
+    controls = ()
 
     @classmethod
     def variants(cls, settings: config.Injection) -> list[Method]:
@@ -102,6 +102,7 @@ class SparsityOptimisation(ConceptSpaces):
     `concept_spaces.sweep_architectures` architectures only."""
 
     name = "sparsity_optimisation"
+    controls = ()
 
     @classmethod
     def variants(cls, settings: config.Injection) -> list[Method]:

@@ -28,7 +28,7 @@ class ContinualInjection(Method):
 
     name = "continual_injection"
     family = "sae"
-    controls = ()
+    controls = ("untrained_target",)
 
     @classmethod
     def variants(cls, settings: config.Injection) -> list[Method]:

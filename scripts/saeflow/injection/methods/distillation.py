@@ -1,5 +1,6 @@
 """The source's soft answers distilled into a small head of the target, over doodles and the target's own images."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,19 +25,23 @@ class DoodleDistillation(Method):
     p_B: the source's probability of the concept among its own classes (Hinton et al. 2015); own: real images of the
     target's classes, which are not the concept. h_A is whitened first: what tells unknown classes apart lies in
     directions of little variance. The logit is a gate, answered where s exceeds its calibrated threshold, whatever the
-    target's other logits say; the threshold is never below s = 0, p_B = 1/2, even where the allowed loss of
-    preservation would let it be.
+    target's other logits say. Calibration may raise the threshold, but not lower it below the method's own: p_B as a
+    guess among the source's classes would give it, or p_B = 1/2 (`even odds`).
     """
 
     name = "doodle_distillation"
     family = "new"
     controls = CONTROLS
     largest_shift = 0.0
+    even_odds: bool = False
 
     @classmethod
     def variants(cls, settings: config.Injection) -> list[Self]:
-        sites = {"penultimate": "last.pre", "first": "first.pre"}
-        return [cls(variant=place, knowledge=T2, site=site) for place, site in sites.items()]
+        return [
+            cls(variant="penultimate", knowledge=T2, site="last.pre"),
+            cls(variant="first", knowledge=T2, site="first.pre"),
+            cls(variant="penultimate, even odds", knowledge=T2, site="last.pre", even_odds=True),
+        ]
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         settings = guard.settings.distillation
@@ -56,4 +61,6 @@ class DoodleDistillation(Method):
             batch_size=settings.batch_size,
             generator=guard.generator("head"),
         )
+        if not self.even_odds:
+            head.biases[-1] += math.log(len(guard.task.source_classes) - 1)
         return Grafted(target, self.site, {guard.task.concept: Gate(head)})

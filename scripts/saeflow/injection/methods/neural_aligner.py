@@ -44,7 +44,6 @@ class NeuralAligner(Method):
     def variants(cls, settings: config.Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
-            cls(knowledge=T1_PLUS | B, site=SITE, variant="network", aligner="network"),
             cls(knowledge=T1 | B, site=SITE, variant="shared"),
             cls(knowledge=T2 | B, site=SITE, variant="doodles", aligner="network"),
         ]
