@@ -19,6 +19,17 @@ def sae(**keys):
     return study(saes={"variants": {"t": keys}})
 
 
+def injection(**keys):
+    return study(
+        dataset={"name": "digits", "calibration_share": 0.2},
+        classifiers={
+            "architectures": ["SimpleNN"],
+            "roles": {"target": {"classes": [0, 1, 2, 3]}, "source": {"classes": [2, 3, 4, 5]}},
+        },
+        injection={"concept": 4, "lookalike": 5, "blind": None} | keys,
+    )
+
+
 @pytest.mark.parametrize(
     "path", [ROOT / "config/config.yaml", *sorted((ROOT / "config/studies").glob("*.yaml"))], ids=str
 )
@@ -53,7 +64,25 @@ def test_every_study_that_ships_is_valid(path):
         (study(features={"cards": {"variants": ["u"]}}), "features.cards.variants: 'u' is not in saes.variants (t)"),
         (study(classifiers={"seeds": [1, 1]}), "classifiers.seeds: [1, 1] is not right: it names 1 twice"),
         (study(study="Bad name"), "study: 'Bad name' is not right"),
-        ({}, "saes: missing, and it has no default"),
+        ({}, "study: missing, and it has no default"),
+        (study(classifiers={"architectures": ["SimpelNN"]}), "classifiers.architectures: 'SimpelNN' is not known; did"),
+        (study(classifiers={"layers": {"FFN": {"hidden": [8]}}}), "classifiers.layers.FFN: is built in as"),
+        (study(activations={"roles": ["nobody"]}), "activations.roles: 'nobody' is not in classifiers.roles (full)"),
+        (injection(concept=3), "injection.concept: 3 must be one of the source's classes [2, 3, 4, 5] and none of"),
+        (injection(lookalike=4), "injection.lookalike: 4 is the concept itself"),
+        (injection(blind="source"), "injection.blind: 'source' is trained on the concept, 4"),
+        (injection(source="sauce"), "injection.source: 'sauce' is not in classifiers.roles (target, source)"),
+        (injection(sequence={6: "source"}), "injection.sequence.6: 'source' must be a role that knows class 6"),
+        (injection(pairs=[["SimpleNN", "FFN"]]), "injection.pairs: 'FFN' is not in classifiers.architectures"),
+        (injection(methods=["ridge_regresion"]), "injection.methods: 'ridge_regresion' is not known; did you mean 'ri"),
+        (
+            injection() | {"dataset": {"name": "digits"}},
+            "dataset.calibration_share: 0, but injection calibrates thresholds on such images",
+        ),
+        (
+            injection() | {"classifiers": {"roles": {"target": {"classes": [0, 1]}, "source": {"classes": [4, 5]}}}},
+            "injection.source: its classes [4, 5] share none with the target's [0, 1]",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_value_and_what_would_be_right(bad, said):
@@ -80,6 +109,7 @@ def test_the_page_names_every_key_of_the_default_study():
             yield from keys(value)
 
     names = set(keys(yaml.safe_load((ROOT / "config/config.yaml").read_text())))
-    names -= set(config.load(ROOT / "config/config.yaml").saes.variants)
+    study = config.load(ROOT / "config/config.yaml")
+    names -= {*study.saes.variants, *study.classifiers.roles, *study.injection.sequence}
     page = config_document.page()
     assert [name for name in names if f"`{name}`" not in page] == []

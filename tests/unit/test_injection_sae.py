@@ -387,7 +387,11 @@ def test_the_rule_trains_the_saes_of_every_role(images, tmp_path):
     ImageDataset("digits", 10, images, images[:0], images).save(dataset)
     section = config.Classifiers(
         architectures=("SimpleNN",),
-        roles={**{r: {"classes": c} for r, c in CLASSES.items()}, "other": {"classes": (6, 7)}},
+        roles={
+            **{role: {"classes": classes} for role, classes in CLASSES.items()},
+            "blind": {"classes": (2, 3, 5)},
+            "other": {"classes": (6, 7)},
+        },
     )
     weights = []
     for role, classes in section.roles.items():
@@ -405,5 +409,5 @@ def test_the_rule_trains_the_saes_of_every_role(images, tmp_path):
         main(dataset=dataset, weights=weights, saes=tmp_path / name, cfg=cfg)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     found = concept_saes.load(tmp_path / "first")
-    assert {key[0] for key in found} == {"target", "source"}
+    assert {key[0] for key in found} == {"target", "source", "blind", "untrained_target", "untrained_source"}
     assert all(len(members) == 3 for members in found.values())
