@@ -20,7 +20,7 @@ def main(
     *,
     dataset: Path,
     weights: list[Path],
-    saes: Path,
+    saes: Path | list[Path],
     measures: Path,
     curve: Path,
     intervals: Path,
@@ -32,7 +32,7 @@ def main(
     Arguments:
         dataset: .npz of `build_dataset`.
         weights: .safetensors of `train_classifiers`, of every role and architecture that methods can reach.
-        saes: .safetensors of `train_concept_saes`.
+        saes: .safetensors of `train_concept_saes`; empty for a method that needs none.
         measures, curve, intervals, seconds: tables to write, as `saeflow.injection.study.Results` has them.
         about: .json to write: the method's equation and source, and what each variant uses.
         cfg: `method`, `pairs` ([source, target] architectures), `injection` and `classifiers` (sections), `seed` (root
@@ -53,7 +53,7 @@ def main(
         seed=cfg["seed"],
         device=cfg["device"],
         networks=networks,
-        concept_saes=concept_saes.load(saes, cfg["device"]),
+        concept_saes=concept_saes.load(saes, cfg["device"]) if saes else {},
     )
     kind = method(cfg["method"])
     variants = kind.variants(spec)

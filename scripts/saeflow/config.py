@@ -379,6 +379,15 @@ METHODS: dict[str, str] = {
 }
 """Injection methods, and the module of `saeflow.injection.methods` that each is in."""
 
+SAE_METHODS = {
+    "precomputed_alignment",
+    "dimension_scaling",
+    "sparsity_optimisation",
+    "basic_sae_injection",
+    "preserved_injection",
+}
+"""Methods that read the study's concept SAEs; the others need not wait for them."""
+
 
 class ConceptSpaces(Section):
     """The sparse autoencoders whose latents the SAE methods read concepts from; one per network."""

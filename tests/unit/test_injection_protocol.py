@@ -1,6 +1,7 @@
 """The protocol of injection: who may know what, how thresholds are set, what is measured, and when."""
 
 import dataclasses
+import inspect
 import itertools
 
 import numpy as np
@@ -347,6 +348,19 @@ def test_a_graft_changes_the_concept_s_logit_alone_and_its_cost_is_counted():
     assert multiply_adds(target, (8, 8)) == 64 * 64 + 64 * 32 + 32 * 10
 
 
+@pytest.mark.parametrize("name", MINE)
+def test_multiply_adds_are_those_that_torch_counts(materials, name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for variant in method(name).variants(SETTINGS):
+        source, target = materials.pair(("SimpleNN", "SimpleNN"))
+        guard = Guard(materials, variant.knowledge, asker=variant.label, source=source, target=target)
+        injected = variant.inject(source, target, guard)
+        with FlopCounterMode(display=False) as counter:
+            injected(torch.zeros(1, 1, 8, 8))
+        assert multiply_adds(injected, (8, 8)) == counter.get_total_flops() // 4
+
+
 # The study
 
 
@@ -432,6 +446,14 @@ def test_every_method_of_the_config_is_registered_under_its_name():
         assert found.__doc__
         assert variants
         assert len({variant.label for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize("name", config.METHODS)
+def test_a_method_reads_concept_saes_if_and_only_if_its_job_gets_them(name):
+    source = inspect.getsource(inspect.getmodule(method(name)))
+    reads = "concept_saes(" in source
+    if reads != (name in config.SAE_METHODS):
+        pytest.fail(f"{name} reads concept SAEs: {reads}; config.SAE_METHODS says otherwise")
 
 
 @pytest.mark.parametrize("name", MINE)

@@ -347,7 +347,9 @@ def test_sweeps_are_trained_for_the_first_architectures_only(networks, images):
 def test_saes_see_images_of_their_own_networks_classes_only(networks, images, saes):
     changed = images.images.copy()
     changed[images.labels >= 6] = 0
-    again = concept_saes.train(networks, CLASSES, ImageSplit(changed, images.labels), SPACES, swept=tuple(CLASSES), seed=0)
+    again = concept_saes.train(
+        networks, CLASSES, ImageSplit(changed, images.labels), SPACES, swept=tuple(CLASSES), seed=0
+    )
     for key, members in saes.items():
         for one, other in zip(members, again[key], strict=True):
             assert torch.equal(one.W_dec, other.W_dec)
@@ -401,7 +403,7 @@ def test_the_rule_trains_the_saes_of_every_role(images, tmp_path):
         classifiers.save(network, weights[-1], description)
     cfg = {
         "classifiers": section.model_dump(mode="json"),
-        "injection": SETTINGS.model_dump(mode="json"),
+        "injection": SETTINGS.model_copy(update={"blind": "blind"}).model_dump(mode="json"),
         "seed": 0,
         "device": "cpu",
     }

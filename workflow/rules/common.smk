@@ -102,3 +102,8 @@ def stores(split):
 def chunks(split):
     """The folders that the manifests speak of: needed, but compared by the manifest alone."""
     return [ancient(part) for part in each(f"{STORE.replace('{split}', split)}/part-0", seed=SEEDS)]
+
+
+def saes_of(wildcards):
+    """The concept SAEs, for a method that reads them."""
+    return f"{INJECTION}/concept_saes.safetensors" if wildcards.method in saeflow_config.SAE_METHODS else []

@@ -57,7 +57,7 @@ rule inject:
     input:
         dataset=IMAGES,
         weights=each(WEIGHTS, architecture=ARCHITECTURES, role=REACHABLE),
-        saes=rules.train_concept_saes.output.saes,
+        saes=saes_of,
         lib=library("inject"),
         code=method_library,
     output:

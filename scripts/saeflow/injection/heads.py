@@ -23,7 +23,7 @@ def ridge(
 ) -> tuple[Float[Tensor, "m d 1"], Float[Tensor, "m 1"]]:
     """argmin_{w, b} sum_i a_i (w h_i + b - y_i)^2 / sum_i a_i + lambda |w|^2, lambda = strength x mean variance of h.
 
-    Solved in float64.
+    Sums of products in float32 over centred values, solved in float64.
 
     Arguments:
         h: values; d of them per row.
@@ -33,18 +33,16 @@ def ridge(
     Returns:
         weight [m, d, 1] and bias [m, 1] of a linear layer.
     """
-    h, y = h.double(), y.double()
-    share = torch.ones_like(y) if weights is None else weights.double()
+    share = torch.ones_like(y) if weights is None else weights
     share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
     mean_h, mean_y = (share[..., None] * h).sum(1, keepdim=True), (share * y).sum(1, keepdim=True)
     centred = h - mean_h
     scaled = centred * share[..., None]
-    covariance = scaled.mT @ centred
+    covariance = (scaled.mT @ centred).double()
     penalty = strength * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-12)
     covariance.diagonal(dim1=-2, dim2=-1).add_(penalty[:, None])
-    weight = torch.linalg.solve(covariance, scaled.mT @ (y - mean_y)[..., None])
-    bias = mean_y - (mean_h @ weight)[..., 0]
-    return weight.float(), bias.float()
+    weight = torch.linalg.solve(covariance, (scaled.mT @ (y - mean_y)[..., None]).double()).to(h)
+    return weight, mean_y - (mean_h @ weight)[..., 0]
 
 
 def random_features(

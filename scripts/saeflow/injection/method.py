@@ -54,12 +54,14 @@ class Method(ABC):
         variant: name of the variant; "" if there is one only.
         controls: those of `CONTROLS` that make sense.
         largest_shift: bound on what calibration may add to the logit; 0 keeps a score's own threshold at least.
+        uses_source: whether the source matters; else a target's result stands for all its pairs.
         equal_architectures: whether source and target must be of one architecture.
     """
 
     name: ClassVar[str]
     family: ClassVar[Family]
     controls: ClassVar[tuple[str, ...]] = CONTROLS[:3]
+    uses_source: ClassVar[bool] = True
     equal_architectures: ClassVar[bool] = False
     largest_shift: ClassVar[float] = math.inf
     knowledge: Knowledge

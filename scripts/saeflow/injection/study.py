@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,15 +111,20 @@ def run(
     for method in variants:
         controls = [c for c in method.controls if c != "blind_source" or materials.settings.blind is not None]
         for control in ("", *controls):
+            n_done, by_target = 0, {}
             # Pairs of one target together: its values on common images are remembered.
             for pair in sorted(pairs, key=lambda pair: pair[::-1]):
                 started = time.perf_counter()
-                found = _inject(method, control, pair, materials, own)
+                if method.uses_source or pair[1] not in by_target:
+                    by_target[pair[1]] = _inject(method, control, pair, materials, own)
+                found = [replace(item, pair=pair) for item in by_target[pair[1]]]
                 if found:
                     ready += found
                     elapsed = {"seconds": time.perf_counter() - started}
                     seconds.append(found[0].identity | dict(zip(("source", "target"), pair, strict=True)) | elapsed)
-            log.info("%s%s: injected", method.label, f" ({control})" if control else "")
+                n_done += bool(found)
+            what = f"{method.label} ({control})" if control else method.label
+            log.info("%s: injected into %d pairs of %d, the others do not apply", what, n_done, len(pairs))
     return _measure(ready, materials, own, Images.of(test, materials.device), seeds, pd.DataFrame(seconds))
 
 
@@ -138,7 +143,7 @@ def _inject(method: Method, control: str, pair: tuple[str, str], materials: Mate
     try:
         stages = list(method.stages(source, target, guard))
     except NotApplicableError as error:
-        log.info("%s, %s to %s: not applicable: %s", method.label, *pair, error)
+        log.debug("%s, %s to %s: not applicable: %s", method.label, *pair, error)
         return []
     calibrated = []
     for stage in stages:

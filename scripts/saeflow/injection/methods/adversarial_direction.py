@@ -1,6 +1,7 @@
 """Method 7: a score that is trained against the worst perturbation of every row, and against look-alikes."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from saeflow.injection.knowledge import T1_PLUS, T2, B
 from saeflow.injection.method import Method, register
 from saeflow.injection.networks import Grafted, Head
 from saeflow.injection.protocol import Guard
+from saeflow.models.adamw import AdamW
 from saeflow.models.classifiers import StackedClassifier
 
 _PIXEL_NOISE = 0.2
 _NOISY_IMAGES = 2048
 _UNITS = 48
-_STEPS = 120
+_STEPS = 80
 _ROWS = 128
 _LEARNING_RATE = 1e-2
 # The concept's logit is this many times the trained log odds: the answer then leans a tenth on the target's doubt.
@@ -108,18 +110,15 @@ class AdversarialDirection(Method):
             for i, o in itertools.pairwise(sizes)
         ]
         parameters = [parameter.requires_grad_() for layer in layers for parameter in layer]
-        optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+        optimizer = AdamW(parameters, 0.0)
         sign = torch.ones(4 * _ROWS, device=rows.own.device)
         sign[_ROWS:] = -1
-        for h in _batches(rows, generator):
+        for step, h in enumerate(_batches(rows, generator)):
             if self.radius:
                 h = h + self._worst(h, layers, sign, rows.perturbation)
             loss = softplus(-sign * _score(h, layers)).mean(1).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            learning_rate = _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / _STEPS))
+            optimizer.step(torch.autograd.grad(loss, parameters), learning_rate)
         return [(weight.detach(), bias.detach()) for weight, bias in layers]
 
     def _worst(

@@ -31,7 +31,6 @@ class DoodleDistillation(Method):
 
     name = "doodle_distillation"
     family = "new"
-    controls = CONTROLS
     largest_shift = 0.0
     even_odds: bool = False
 
@@ -42,6 +41,11 @@ class DoodleDistillation(Method):
             cls(variant="first", knowledge=T2, site="first.pre"),
             cls(variant="penultimate, even odds", knowledge=T2, site="last.pre", even_odds=True),
         ]
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """None for another threshold of the same head."""
+        return () if self.even_odds else CONTROLS
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         settings = guard.settings.distillation

@@ -65,6 +65,11 @@ class References(Method):
         return ("untrained_target",) if Knowledge.LABELLED in self.knowledge else ()
 
     @property
+    def uses_source(self) -> bool:
+        """Only in the ensemble."""
+        return self.kind == "ensemble"
+
+    @property
     def largest_shift(self) -> float:
         """None for the target as it is."""
         return 0.0 if self.kind == "target" else torch.inf
