@@ -439,8 +439,8 @@ class Injection(Section):
     )
     preservation: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.985,
-        description="Share of the right answers that an injected network keeps on the calibration images of the "
-        "target's own classes; fixes the shift of the concept's logit.",
+        description="Share of the calibration images of the target's own classes that an injected network does not "
+        "answer with the concept; fixes the shift of the concept's logit.",
     )
     synthetic_images: PositiveInt = Field(20_000, description="Doodles, for the methods that use synthetic inputs.")
     few_shots: tuple[PositiveInt, ...] = Field((1, 5, 20, 100), description="Labelled images of the few-shot rows.")

@@ -14,6 +14,38 @@ _WEIGHT_DECAY = 1e-4
 _WIDEST = 512
 
 
+class Ridge:
+    """argmin_{w, b} sum_i a_i (w h_i + b - y_i)^2 / sum_i a_i + lambda |w|^2, lambda = strength x mean variance of h.
+
+    Sums of products in float32 over centred values, solved in float64. One factorisation serves many y.
+
+    Arguments:
+        h: values; d of them per row.
+        strength: of the penalty, relative to the values' mean variance.
+        weights: of the rows; 1 if not given.
+    """
+
+    def __init__(
+        self, h: Float[Tensor, "m n d"], *, strength: float, weights: Float[Tensor, "m n"] | None = None
+    ) -> None:
+        share = h.new_ones(h.shape[:2]) if weights is None else weights
+        self._share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
+        self._mean = (self._share[..., None] * h).sum(1, keepdim=True)
+        centred = h - self._mean
+        self._scaled = centred * self._share[..., None]
+        covariance = (self._scaled.mT @ centred).double()
+        penalty = strength * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-12)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(penalty[:, None])
+        self._factor = torch.linalg.cholesky(covariance)
+
+    def solve(self, y: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m d 1"], Float[Tensor, "m 1"]]:
+        """Weight and bias of a linear layer that predicts y."""
+        mean = (self._share * y).sum(1, keepdim=True)
+        products = self._scaled.mT @ (y - mean)[..., None]
+        weight = torch.cholesky_solve(products.double(), self._factor).to(y)
+        return weight, mean - (self._mean @ weight)[..., 0]
+
+
 def ridge(
     h: Float[Tensor, "m n d"],
     y: Float[Tensor, "m n"],
@@ -21,28 +53,8 @@ def ridge(
     strength: float,
     weights: Float[Tensor, "m n"] | None = None,
 ) -> tuple[Float[Tensor, "m d 1"], Float[Tensor, "m 1"]]:
-    """argmin_{w, b} sum_i a_i (w h_i + b - y_i)^2 / sum_i a_i + lambda |w|^2, lambda = strength x mean variance of h.
-
-    Sums of products in float32 over centred values, solved in float64.
-
-    Arguments:
-        h: values; d of them per row.
-        y: what to predict.
-        strength: of the penalty, relative to the values' mean variance.
-        weights: of the rows; 1 if not given.
-    Returns:
-        weight [m, d, 1] and bias [m, 1] of a linear layer.
-    """
-    share = torch.ones_like(y) if weights is None else weights
-    share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
-    mean_h, mean_y = (share[..., None] * h).sum(1, keepdim=True), (share * y).sum(1, keepdim=True)
-    centred = h - mean_h
-    scaled = centred * share[..., None]
-    covariance = (scaled.mT @ centred).double()
-    penalty = strength * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-12)
-    covariance.diagonal(dim1=-2, dim2=-1).add_(penalty[:, None])
-    weight = torch.linalg.solve(covariance, (scaled.mT @ (y - mean_y)[..., None]).double()).to(h)
-    return weight, mean_y - (mean_h @ weight)[..., 0]
+    """Weight and bias that predict y; see `Ridge`."""
+    return Ridge(h, strength=strength, weights=weights).solve(y)
 
 
 def random_features(

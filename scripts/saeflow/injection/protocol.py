@@ -1,9 +1,9 @@
 """The task of a study, and the guard: the only way for a method to reach images, networks and statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from saeflow.injection.knowledge import Knowledge, KnowledgeError, tier_name
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder
+
+T = TypeVar("T")
 
 UNTRAINED = ("untrained_source", "untrained_target")
 """Controls in which a side's weights are as drawn, and the roles that their networks go by."""
@@ -102,6 +104,11 @@ class Materials:
     def forward(self) -> Forward:
         """Runs networks in batches, and remembers what it ran."""
         return Forward(self.device)
+
+    @cached_property
+    def remembered(self) -> dict[tuple[str, Knowledge, str, int], tuple]:
+        """What methods keep from pair to pair."""
+        return {}
 
     @cached_property
     def labelled(self) -> Labelled:
@@ -224,6 +231,14 @@ class Guard:
     ) -> Float[Tensor, "members images d"]:
         """Values of a network at a hook point, in batches; remembered for whole sets of images that the guard gave."""
         return self._materials.forward(network, images, hook_point)
+
+    def once(self, network: StackedClassifier, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for a method, a name and a network, and remembered for its other pairs."""
+        key = self._asker, self._allowed, name, id(network)
+        if key not in self._materials.remembered:
+            # The network is kept beside it, so that no other can come to live at its address.
+            self._materials.remembered[key] = network, make()
+        return self._materials.remembered[key][1]
 
     def shared(self) -> Labelled:
         """Training images of the classes that both networks know."""

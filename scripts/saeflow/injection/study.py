@@ -149,7 +149,7 @@ def _inject(method: Method, control: str, pair: tuple[str, str], materials: Mate
     for stage in stages:
         logits = predict(stage.network, own.images)
         keep, largest = materials.settings.preservation, method.largest_shift
-        shifts = calibrated_shifts(logits, own.labels, stage.concepts, keep, largest)
+        shifts = calibrated_shifts(logits, stage.concepts, keep, largest)
         calibrated.append(Calibrated(method, control, pair, target, stage, stage is stages[-1], logits, shifts))
     return calibrated
 
@@ -243,7 +243,7 @@ def _curve(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, A
     task, keep = bench.materials.task, bench.materials.settings.preservation
     for gamma in GAMMAS:
         held_out, logits = (_with_uncertainty(values, task, gamma) for values in (item.held_out, raw))
-        shifts = calibrated_shifts(held_out, bench.own.labels, item.stage.concepts, keep)
+        shifts = calibrated_shifts(held_out, item.stage.concepts, keep)
         outcome = metrics.outcomes(shifted(logits, shifts), bench.test.labels, task)
         shares = {name: hit.double().mean(1) for name, hit in outcome.items()}
         yield from ({"seed": seed, "gamma": gamma} | values for seed, values in _rows(bench.seeds, shares))

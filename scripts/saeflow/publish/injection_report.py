@@ -49,7 +49,7 @@ class Study:
         target_classes, source_classes: what the networks are trained on.
         unseen: classes that neither is trained on.
         concept, lookalike: classes.
-        preservation: share of the right answers kept on calibration images.
+        preservation: share of the own calibration images that are not answered with the concept.
         synthetic_images: number of doodles.
         bootstrap: resamples.
         goals: of `goals.of_task`.

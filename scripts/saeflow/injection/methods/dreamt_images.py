@@ -44,7 +44,10 @@ class DreamtImages(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         concept, own = guard.task.concept, guard.own().images
         others = [label for label in guard.task.source_classes if label != concept] if self.rivals else []
-        dreams = [dream(source, label, guard.noise(_DREAMS, label)) for label in (concept, *others)]
+        dreams = [
+            guard.once(source, f"dream {label}", lambda label=label: dream(source, label, guard.noise(_DREAMS, label)))
+            for label in (concept, *others)
+        ]
         seen = [target.run(images, (self.site,))[1][self.site] for images in dreams]
         h = torch.cat([*seen, guard.activations(target, own, self.site)], dim=1)
         is_concept = torch.arange(h.shape[1], device=h.device) < _DREAMS

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saeflow import config
-from saeflow.injection.heads import random_features, ridge
+from saeflow.injection.heads import Ridge, random_features, ridge
 from saeflow.injection.knowledge import T1, T1_PLUS, T2, Knowledge
 from saeflow.injection.method import CONTROLS, Method, register
 from saeflow.injection.networks import Grafted, Head
@@ -67,16 +67,27 @@ class DoodleRegression(Method):
         return [cls(variant=place, knowledge=T2, site=site) for place, site in _SITES.items()]
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
-        images = guard.synthetic()
-        h = guard.activations(target, images, self.site)
-        layer = random_features(h, _RANDOM_FEATURES, guard.generator("features"))
-        features = torch.baddbmm(layer[1][:, None], h, layer[0]).relu()
-        y = log_odds(guard.activations(source, images, "logits"), guard)
-        head = ridge(features, y, strength=_STRENGTH, weights=guard.synthetic_weights())
+        images, weights = guard.synthetic(), guard.synthetic_weights()
+        layer = guard.once(target, "features", lambda: self._features(target, guard))
+        if weights.all():
+            fit = guard.once(target, "ridge", lambda: self._ridge(layer, target, guard, None))
+        else:
+            fit = self._ridge(layer, target, guard, weights)
+        head = fit.solve(log_odds(guard.activations(source, images, "logits"), guard))
         return Grafted(target, self.site, {guard.task.concept: Head(layer, head)})
 
+    def _features(self, target: StackedClassifier, guard: Guard) -> tuple[Tensor, Tensor]:
+        h = guard.activations(target, guard.synthetic(), self.site)
+        return random_features(h, _RANDOM_FEATURES, guard.generator("features"))
 
-def log_odds(logits: torch.Tensor, guard: Guard) -> torch.Tensor:
+    def _ridge(
+        self, layer: tuple[Tensor, Tensor], target: StackedClassifier, guard: Guard, weights: Tensor | None
+    ) -> Ridge:
+        h = guard.activations(target, guard.synthetic(), self.site)
+        return Ridge(torch.baddbmm(layer[1][:, None], h, layer[0]).relu(), strength=_STRENGTH, weights=weights)
+
+
+def log_odds(logits: Tensor, guard: Guard) -> Tensor:
     """l_c - logsumexp of the source's other trained logits.  Shape [m, n]."""
     others = [label for label in guard.task.source_classes if label != guard.task.concept]
     return logits[..., guard.task.concept] - logits[..., others].logsumexp(-1)
