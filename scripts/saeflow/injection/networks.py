@@ -57,9 +57,13 @@ class Grafted(nn.Module):
 
     def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
         logits, values = self.target.run(images, (self.site,))
+        return self.injected(logits, values[self.site])
+
+    def injected(self, logits: Float[Tensor, "m n classes"], h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n classes"]:
+        """The target's logits with the concepts' own, when its logits and values are known already."""
         logits = logits.clone()
         for label, head in self.heads.items():
-            logits[..., int(label)] = head(values[self.site])
+            logits[..., int(label)] = head(h)
         return logits
 
 

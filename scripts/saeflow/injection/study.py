@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from saeflow.datasets.images import ImageSplit
 from saeflow.injection import metrics
 from saeflow.injection.calibration import calibrated_shifts, shifted
+from saeflow.injection.forward import Forward
 from saeflow.injection.method import Method, NotApplicableError, Stage
-from saeflow.injection.networks import multiply_adds, n_parameters
+from saeflow.injection.networks import Grafted, multiply_adds, n_parameters
 from saeflow.injection.protocol import Guard, Materials, Task
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
@@ -147,7 +148,7 @@ def _inject(method: Method, control: str, pair: tuple[str, str], materials: Mate
         return []
     calibrated = []
     for stage in stages:
-        logits = predict(stage.network, own.images)
+        logits = predict(stage.network, own.images, materials.forward)
         keep, largest = materials.settings.preservation, method.largest_shift
         shifts = calibrated_shifts(logits, stage.concepts, keep, largest)
         calibrated.append(Calibrated(method, control, pair, target, stage, stage is stages[-1], logits, shifts))
@@ -155,9 +156,13 @@ def _inject(method: Method, control: str, pair: tuple[str, str], materials: Mate
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "m n classes"]:
-    """Logits of all members, in batches."""
-    return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
+def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"], forward: Forward) -> Float[Tensor, "m n classes"]:
+    """Logits of all members, in batches; what a graft's target gives on the same images is computed once."""
+    if not isinstance(network, Grafted):
+        return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
+    whole = (forward(network.target, images, hook_point) for hook_point in ("logits", network.site))
+    batches = zip(*(values.split(_BATCH_SIZE, dim=1) for values in whole), strict=True)
+    return torch.cat([network.injected(*batch) for batch in batches], dim=1)
 
 
 class _Bench(NamedTuple):
@@ -188,7 +193,7 @@ def _measure(
     costs: dict[tuple, dict[str, int]] = {}
     hits: dict[tuple, dict[str, list[Tensor]]] = {}
     for i, item in enumerate(ready):
-        raw = predict(item.stage.network, test.images)
+        raw = predict(item.stage.network, test.images, materials.forward)
         names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
         # A control changes weights, not sizes.
         key = item.method.label, item.pair, item.stage.name
@@ -218,7 +223,7 @@ def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str
         row["own_accuracy"] = metrics.outcomes(alone, labels, at)["preservation"].double().mean(1)
         row["shift"] = item.shifts[concept].double()
         if concept == task.concept and not item.control:
-            answers = shifted(predict(item.stage.network, bench.noisy), item.shifts).argmax(-1)
+            answers = shifted(predict(item.stage.network, bench.noisy, bench.materials.forward), item.shifts).argmax(-1)
             row["transfer_noisy"] = (answers == concept).double().mean(1)
         yield from ({"concept": concept, "seed": seed} | values for seed, values in _rows(bench.seeds, row))
 

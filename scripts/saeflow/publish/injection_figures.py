@@ -59,7 +59,7 @@ def pairs(table: pd.DataFrame) -> plt.Figure:
 
 def tradeoff(table: pd.DataFrame) -> plt.Figure:
     """Transfer against specificity of every variant, by tier; a line joins those that no other of their tier beats."""
-    figure, columns = plt.subplots(1, 2, figsize=(PAGE, 3.9), sharey=True)
+    figure, columns = plt.subplots(1, 2, figsize=(PAGE, 4.4), sharey=True)
     for axes, inside in zip(columns, (True, False), strict=True):
         rows = table[table["penultimate"] == inside]
         for tier, group in rows.groupby("tier", sort=False):
@@ -89,14 +89,19 @@ def tradeoff(table: pd.DataFrame) -> plt.Figure:
 
 
 def _name_points(axes: plt.Axes, rows: pd.DataFrame) -> None:
-    """A letter at each point, and what it stands for in the corner of bad methods."""
-    key = []
+    """A letter at each point, points that lie together sharing one text, and below the panel what each stands for."""
+    key, groups = [], []
     for letter, row in zip(ascii_lowercase, rows.sort_values("transfer", ascending=False).itertuples(), strict=False):
         place = (100 * row.specificity, 100 * row.transfer)
-        axes.annotate(letter, place, xytext=(3, 3), textcoords="offset points", fontsize=7)
+        near = [g for g in groups if abs(g[0][0] - place[0]) < 0.4 and abs(g[0][1] - place[1]) < 4]
+        if near:
+            near[0][1].append(letter)
+        else:
+            groups.append((place, [letter]))
         key.append(f"{letter}  {_name(row)}, {row.tier}")
-    white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-    axes.text(0.99, 0.02, "\n".join(key), transform=axes.transAxes, fontsize=6, ha="right", va="bottom", bbox=white)
+    for place, letters in groups:
+        axes.annotate(" ".join(letters), place, xytext=(3, 4), textcoords="offset points", fontsize=7)
+    axes.text(0, -0.2, "\n".join(key), transform=axes.transAxes, fontsize=6, ha="left", va="top")
 
 
 def curves(table: pd.DataFrame) -> plt.Figure:
@@ -173,7 +178,7 @@ def sweeps(table: pd.DataFrame) -> plt.Figure:
             axes.minorticks_off()
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.set(title=plain(method), xlabel=parameter, ylim=(-2, 102))
-        axes.legend(fontsize=5.5)
+        axes.legend(fontsize=5.5, title="full: transfer, dashed: specificity", title_fontsize=5.5)
     for axes in grid[:, 0]:
         axes.set_ylabel("share of images (%)")
     return figure
