@@ -409,9 +409,9 @@ class Distillation(Section):
     """The head of `doodle_distillation`."""
 
     hidden: PositiveInt = Field(256, description="Units of the head.")
-    epochs: PositiveInt = Field(12, description="Passes over doodles and own images.")
+    epochs: PositiveInt = Field(6, description="Passes over doodles and own images.")
     batch_size: PositiveInt = Field(256, description="Images per step.")
-    own_images: PositiveInt = Field(8000, description="Images of the target's own classes, at most.")
+    own_images: PositiveInt = Field(6000, description="Images of the target's own classes, at most.")
 
 
 class Injection(Section):
@@ -442,7 +442,7 @@ class Injection(Section):
         description="Share of the calibration images of the target's own classes that an injected network does not "
         "answer with the concept; fixes the shift of the concept's logit.",
     )
-    synthetic_images: PositiveInt = Field(20_000, description="Doodles, for the methods that use synthetic inputs.")
+    synthetic_images: PositiveInt = Field(12_000, description="Doodles, for the methods that use synthetic inputs.")
     few_shots: tuple[PositiveInt, ...] = Field((1, 5, 20, 100), description="Labelled images of the few-shot rows.")
     concept_spaces: ConceptSpaces = Field(ConceptSpaces(), description="SAEs of the SAE methods.")
     distillation: Distillation = Field(Distillation(), description="The new method's head.")
