@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from saeflow.config import ARCHITECTURES
+from saeflow.config import ARCHITECTURES, Layers
 from saeflow.models import classifiers
 from saeflow.models.classifiers import ClassifierError, StackedClassifier
 from saeflow.reproduce import sha256_file
@@ -196,3 +196,19 @@ def test_files_that_are_missing_damaged_or_do_not_fit_are_named(tmp_path):
         sidecar.write_text(content)
         with pytest.raises(ClassifierError, match=r"full\.json: no description of a classifier"):
             classifiers.load(path)
+
+
+def test_an_architecture_of_one_s_own_comes_back_with_its_layers(tmp_path):
+    layers = Layers(channels=(3,), hidden=(7, 5))
+    mine = StackedClassifier("Slim", (8, 8), 4, 2, layers).initialize([1, 2])
+    assert mine.hook_points()[0::2] == ["conv1.pre", "hidden1.pre", "hidden2.pre", "logits"]
+    classifiers.save(mine, tmp_path / "m.safetensors", {"members": [{"seed": 10}, {"seed": 20}]})
+    loaded = classifiers.load(tmp_path / "m.safetensors", seeds=[20, 10])
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(loaded(x), mine(x)[[1, 0]], rtol=0, atol=0)
+
+
+def test_a_seed_that_is_not_there_is_named(tmp_path):
+    classifiers.save(StackedClassifier("FFN", (8, 8), 4), tmp_path / "m.safetensors", {"members": [{"seed": 3}]})
+    with pytest.raises(ClassifierError, match=r"m\.safetensors: holds seeds \[3\], asked for \[4\]"):
+        classifiers.load(tmp_path / "m.safetensors", seeds=[3, 4])

@@ -409,6 +409,31 @@ def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
     assert interval.low <= interval["mean"] <= interval.high
 
 
+def test_a_method_without_source_is_run_once_for_a_target_and_stands_for_all_its_pairs(materials, data):
+    pairs = [("SimpleNN", "FFN"), ("FFN", "FFN")]
+    probe = [v for v in method("references").variants(SETTINGS) if v.variant == "3 shots, penultimate"]
+    measures = study.run(probe, materials, data.calibration, data.test, pairs, (0, 1)).measures
+    of_pair = [measures.query("source == @source").drop(columns="source").reset_index(drop=True) for source, _ in pairs]
+    assert len(of_pair[0]) == 2 * 2
+    assert of_pair[0].equals(of_pair[1])
+
+
+def test_what_is_remembered_is_remembered_for_one_tier_only(materials):
+    target = materials.networks["target"]["FFN"]
+    rich, poor = guarded(materials, T2), guarded(materials, T1)
+    made = rich.once(target, "doodles", lambda: rich.synthetic())
+    assert rich.once(target, "doodles", lambda: None) is made
+    with pytest.raises(KnowledgeError):
+        poor.once(target, "doodles", lambda: poor.synthetic())
+
+
+def test_a_graft_is_measured_as_its_network_answers(materials, data):
+    target = materials.networks["target"]["SimpleNN"]
+    graft = Grafted(target, "last.pre", {4: Head((torch.randn(2, 32, 1), torch.zeros(2, 1)))})
+    images = torch.from_numpy(data.test.inputs())
+    torch.testing.assert_close(study.predict(graft, images, materials.forward), graft(images))
+
+
 def test_controls_put_other_networks_in_place(materials):
     pair = ("SimpleNN", "FFN")
     source, target = materials.pair(pair)
