@@ -170,6 +170,7 @@ def test_saved_classifiers_come_back_with_equal_bytes(tmp_path):
     content = classifiers.describe(tmp_path / "a.safetensors")
     assert content == description | {
         "architecture": "ConvNet",
+        "layers": {"channels": [16, 32], "hidden": [64]},
         "image_shape": [8, 8],
         "n_classes": 10,
         "n_members": 3,
@@ -188,7 +189,7 @@ def test_files_that_are_missing_damaged_or_do_not_fit_are_named(tmp_path):
             classifiers.load(path)
     path.write_bytes(whole)
     described = json.loads(sidecar.read_text())
-    for changes in ({"n_members": 2}, {"architecture": "FFN"}, {"image_shape": [28, 28]}):
+    for changes in ({"n_members": 2}, {"layers": {"hidden": [128]}}, {"image_shape": [28, 28]}):
         sidecar.write_text(json.dumps(described | changes))
         with pytest.raises(ClassifierError, match=r"full\.safetensors: not the weights that its \.json describes"):
             classifiers.load(path)
