@@ -23,7 +23,7 @@ _WIDTH = 256
 @register
 @dataclass(frozen=True, kw_only=True)
 class NeuralAligner(Method):
-    """g = argmin sum_i |h_A(x_i) - g(h_B(x_i))|^2;  s = log p(h | g(B's 4)) - log max(own classes, g(B's look-alike)).
+    """g = argmin sum_i |h_A(x_i) - g(h_B(x_i))|^2;  s = log p(h | g(B's concept)) - log max(own, g(look-alike)).
 
     g maps the source's last hidden layer to the target's, learned on images that both run on. The source's rows of the
     concept and of the look-alike, carried over, become Gaussians widened by the covariance of g's residual, and are
