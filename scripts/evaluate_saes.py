@@ -3,8 +3,9 @@
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
 import torch
+from pyarrow import parquet
 
 from saeflow.activations import ActivationStore
 from saeflow.datasets.images import ImageDataset
@@ -38,7 +39,7 @@ def main(*, dataset: Path, weights: Path, stores: list[Path], saes: list[Path], 
         )
         identity = {"architecture": cfg["architecture"], "role": cfg["role"], "hook_point": cfg["hook"]}
         rows.append({**identity, "seed": seed, "variant": variant, "sae_seed": sae_seed, **measured})
-    pd.DataFrame(rows).to_parquet(metrics, index=False)
+    parquet.write_table(pa.Table.from_pylist(rows), metrics)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Wall-clock times go to a table of their own, because they differ at each run.
 import inspect
 from pathlib import Path
 
+from pyarrow import csv, parquet
+
 from saeflow import config
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import concept_saes, study
@@ -59,10 +61,10 @@ def main(
     variants = kind.variants(spec)
     pairs, seeds = list(map(tuple, cfg["pairs"])), roles.seeds_of(spec.target)
     results = study.run(variants, materials, data.calibration, data.test, pairs, seeds)
-    results.measures.to_parquet(measures, index=False)
-    results.curve.to_parquet(curve, index=False)
-    results.intervals.to_parquet(intervals, index=False)
-    results.seconds.to_csv(seconds, index=False)
+    parquet.write_table(results.measures, measures)
+    parquet.write_table(results.curve, curve)
+    parquet.write_table(results.intervals, intervals)
+    csv.write_csv(results.seconds, seconds)
     described = [{"variant": v.variant, "tier": v.tier, "site": v.site} for v in variants]
     content = {"method": kind.name, "family": kind.family, "text": inspect.getdoc(kind), "variants": described}
     write_json(about, content | {"equal_architectures": kind.equal_architectures})

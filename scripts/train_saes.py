@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from saeflow import config
 from saeflow.activations import ActivationStore
@@ -48,11 +49,12 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: Path, c
                 "variant": spec.variants[key.variant].model_dump(mode="json") | {"name": key.variant, "seed": key.seed},
             },
         )
-    rows = pd.DataFrame(fitting.curves({key: results[key] for key in order}))
-    rows.insert(0, "seed", [cfg["seeds"][store] for store in rows.pop("store")])
-    for name in ("hook", "role", "architecture"):
-        rows.insert(0, "hook_point" if name == "hook" else name, cfg[name])
-    rows.to_parquet(curves, index=False)
+    identity = {"architecture": cfg["architecture"], "role": cfg["role"], "hook_point": cfg["hook"]}
+    rows = [
+        identity | {"seed": cfg["seeds"][row.pop("store")]} | row
+        for row in fitting.curves({key: results[key] for key in order})
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), curves)
 
 
 if __name__ == "__main__":

@@ -391,10 +391,11 @@ def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
     pairs = list(itertools.product(("SimpleNN", "FFN"), repeat=2))
     variants = method("doodle_regression").variants(SETTINGS)[:1]
     results = study.run(variants, materials, data.calibration, data.test, pairs, (7, 9))
-    assert len(results.measures) == 5 * 4 * 2
-    assert set(results.measures.control) == {"", *Method.controls, "no_lookalike_inputs"}
+    measures = results.measures.to_pandas()
+    assert len(measures) == 5 * 4 * 2
+    assert set(measures.control) == {"", *Method.controls, "no_lookalike_inputs"}
     assert len(results.curve) == 4 * 2 * len(study.GAMMAS)
-    row = results.measures.query("control == '' and source == 'FFN' and target == 'SimpleNN' and seed == 9").iloc[0]
+    row = measures.query("control == '' and source == 'FFN' and target == 'SimpleNN' and seed == 9").iloc[0]
     source, target = materials.pair(("FFN", "SimpleNN"))
     guard = Guard(materials, T2, asker=variants[0].label, source=source, target=target)
     network = variants[0].inject(source, target, guard)
@@ -403,8 +404,8 @@ def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
     answers = shifted(network(torch.from_numpy(data.test.inputs())), shifts)[1].argmax(-1).numpy()
     assert row.transfer == (answers[data.test.labels == 4] == 4).mean()
     assert row.specificity == (answers[data.test.labels == 5] == 4).mean()
-    interval = results.intervals.query("control == '' and metric == 'transfer'").iloc[0]
-    measured = results.measures.query("control == ''").transfer
+    interval = results.intervals.to_pandas().query("control == '' and metric == 'transfer'").iloc[0]
+    measured = measures.query("control == ''").transfer
     assert interval["mean"] == pytest.approx(measured.mean())
     assert interval.low <= interval["mean"] <= interval.high
 
@@ -412,7 +413,7 @@ def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
 def test_a_method_without_source_is_run_once_for_a_target_and_stands_for_all_its_pairs(materials, data):
     pairs = [("SimpleNN", "FFN"), ("FFN", "FFN")]
     probe = [v for v in method("references").variants(SETTINGS) if v.variant == "3 shots, penultimate"]
-    measures = study.run(probe, materials, data.calibration, data.test, pairs, (0, 1)).measures
+    measures = study.run(probe, materials, data.calibration, data.test, pairs, (0, 1)).measures.to_pandas()
     of_pair = [measures.query("source == @source").drop(columns="source").reset_index(drop=True) for source, _ in pairs]
     assert len(of_pair[0]) == 2 * 2
     assert of_pair[0].equals(of_pair[1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -41,10 +41,10 @@ class Results(NamedTuple):
         seconds: a row per variant, control and pair: wall-clock time of the injection, of all seeds together.
     """
 
-    measures: pd.DataFrame
-    curve: pd.DataFrame
-    intervals: pd.DataFrame
-    seconds: pd.DataFrame
+    measures: pa.Table
+    curve: pa.Table
+    intervals: pa.Table
+    seconds: pa.Table
 
 
 class Images(NamedTuple):
@@ -126,7 +126,7 @@ def run(
                 n_done += bool(found)
             what = f"{method.label} ({control})" if control else method.label
             log.info("%s: injected into %d pairs of %d, the others do not apply", what, n_done, len(pairs))
-    return _measure(ready, materials, own, Images.of(test, materials.device), seeds, pd.DataFrame(seconds))
+    return _measure(ready, materials, own, Images.of(test, materials.device), seeds, seconds)
 
 
 def _inject(method: Method, control: str, pair: tuple[str, str], materials: Materials, own: Images) -> list[Calibrated]:
@@ -182,7 +182,7 @@ def _measure(
     own: Images,
     test: Images,
     seeds: Sequence[int],
-    seconds: pd.DataFrame,
+    seconds: Sequence[dict[str, Any]],
 ) -> Results:
     """Tables of everything, from one reading of the test split."""
     draw = torch.Generator().manual_seed(child_seed(materials.seed, "injection", "noise"))
@@ -208,7 +208,7 @@ def _measure(
         if (i + 1) % 100 == 0:
             log.info("measured %d of %d", i + 1, len(ready))
     intervals = _intervals(hits, materials)
-    return Results(*map(pd.DataFrame, (measures, curve, intervals)), seconds)
+    return Results(*map(pa.Table.from_pylist, (measures, curve, intervals, seconds)))
 
 
 def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:
@@ -222,6 +222,7 @@ def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str
         row |= metrics.threshold_free(raw, labels, at)
         row["own_accuracy"] = metrics.outcomes(alone, labels, at)["preservation"].double().mean(1)
         row["shift"] = item.shifts[concept].double()
+        row["transfer_noisy"] = torch.full_like(row["shift"], torch.nan)
         if concept == task.concept and not item.control:
             answers = shifted(predict(item.stage.network, bench.noisy, bench.materials.forward), item.shifts).argmax(-1)
             row["transfer_noisy"] = (answers == concept).double().mean(1)

@@ -3,11 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
-import scipy.sparse
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,13 @@ class Codes:
         """The same codes on another device."""
         return Codes(self.values.to(device), self.indices.to(device), self.offsets.to(device), self.d_sae)
 
-    def csr(self) -> scipy.sparse.csr_array:
+    def csr(self) -> "csr_array":
         """The same as a SciPy matrix [n, d_sae] in main memory."""
+        # Most jobs that read codes need no SciPy, half a second of each start.
+        from scipy.sparse import csr_array
+
         parts = tuple(part.cpu().numpy() for part in (self.values, self.indices, self.offsets))
-        return scipy.sparse.csr_array(parts, shape=(len(self), self.d_sae))
+        return csr_array(parts, shape=(len(self), self.d_sae))
 
 
 def batches_of(x: Tensor | Iterable[Tensor], batch_size: int) -> Iterable[Tensor]:
