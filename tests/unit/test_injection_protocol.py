@@ -289,11 +289,22 @@ def test_logistic_regression_is_scikit_learn_s():
     rng = np.random.default_rng(1)
     h = rng.normal(size=(1, 300, 4)) * [1, 2, 0.5, 1] + 3
     y = (h[0] @ [1, -1, 0.5, 0] + rng.normal(size=300) > 2.0).astype(float)
-    head = heads.logistic(torch.from_numpy(h).float(), torch.from_numpy(y)[None].float(), strength=1e-2, steps=2000)
+    fitted = heads.logistic(torch.from_numpy(h).float(), torch.from_numpy(y)[None].float(), strength=1e-2, steps=2000)
     scale = h[0].var(0, ddof=1).mean() ** -0.5
     x = (h[0] - h[0].mean(0)) * scale
     expected = LogisticRegression(C=1 / (1e-2 * 300), tol=1e-8, max_iter=10_000).fit(x, y).decision_function(x)
-    np.testing.assert_allclose(head(torch.from_numpy(h).float())[0], expected, atol=2e-3)
+    np.testing.assert_allclose(Head(fitted)(torch.from_numpy(h).float())[0], expected, atol=2e-3)
+
+
+def test_a_head_of_narrowed_values_reads_the_values_themselves():
+    generator = torch.Generator().manual_seed(0)
+    h, weight = torch.randn(2, 50, 600, generator=generator), torch.randn(2, 512, 1, generator=generator)
+    narrow, directions = heads.narrowed(h, generator)
+    torch.testing.assert_close(narrow @ weight, h @ heads.widened(weight, directions), atol=1e-3, rtol=1e-3)
+    as_they_are, none = heads.narrowed(h[..., :512], generator)
+    assert none is None
+    assert torch.equal(heads.widened(weight, none), weight)
+    assert torch.equal(as_they_are, h[..., :512])
 
 
 def test_whitened_values_have_covariance_one():
@@ -314,7 +325,8 @@ def test_distillation_learns_soft_answers_and_members_do_not_meet():
 
     def fit(members):
         draw = torch.Generator().manual_seed(1)
-        return heads.distil(h[members], p[members], weights=torch.ones_like(p[members]), **settings, generator=draw)
+        white = heads.Whitened.of(h[members], draw)
+        return heads.distil(white, p[members], weights=torch.ones_like(p[members]), **settings, generator=draw)
 
     both, second = fit([0, 1]), fit([1])
     learned = both(h).sigmoid()

@@ -1,6 +1,8 @@
 """Heads fitted on a target's values: ridge regression, and a small network that learns another's soft answers."""
 
 import math
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,26 @@ from saeflow.models.adamw import AdamW
 _LEARNING_RATE = 2e-3
 _WEIGHT_DECAY = 1e-4
 _WIDEST = 512
+
+
+def narrowed(
+    h: Float[Tensor, "m n d"], generator: torch.Generator
+) -> tuple[Float[Tensor, "m n k"], Float[Tensor, "d k"] | None]:
+    """Values with at most 512 in a row: h itself, or h P with P ~ N(0, 1/d), the same draw for all members.
+
+    Returns:
+        the values, and P, None where they are h itself; see `widened`.
+    """
+    d = h.shape[-1]
+    if d <= _WIDEST:
+        return h, None
+    directions = (torch.randn(d, _WIDEST, generator=generator) / math.sqrt(d)).to(h)
+    return h @ directions, directions
+
+
+def widened(weight: Float[Tensor, "m k o"], directions: Float[Tensor, "d k"] | None) -> Float[Tensor, "m d o"]:
+    """A layer that reads narrowed values, as one that reads the values themselves."""
+    return weight if directions is None else directions @ weight
 
 
 class Ridge:
@@ -83,8 +105,29 @@ def whitening(h: Float[Tensor, "m n d"], floor: float = 1e-4) -> tuple[Float[Ten
     return weight, -(mean @ weight)[:, 0]
 
 
+@dataclass(frozen=True)
+class Whitened:
+    """h W + b: values narrowed and of mean 0 and covariance 1, with the layer that makes them of others.
+
+    Arguments:
+        values: those of the rows that W and b are fitted on.
+        weight, bias: W and b.
+    """
+
+    values: Float[Tensor, "m n k"]
+    weight: Float[Tensor, "m d k"]
+    bias: Float[Tensor, "m k"]
+
+    @classmethod
+    def of(cls, h: Float[Tensor, "m n d"], generator: torch.Generator) -> Self:
+        """Fitted on all rows; the generator draws the directions that wide values are narrowed to."""
+        h, directions = narrowed(h, generator)
+        weight, bias = whitening(h)
+        return cls(torch.baddbmm(bias[:, None], h, weight), widened(weight, directions), bias)
+
+
 def distil(
-    h: Float[Tensor, "m n d"],
+    white: Whitened,
     p: Float[Tensor, "m n"],
     *,
     weights: Float[Tensor, "m n"],
@@ -95,11 +138,11 @@ def distil(
 ) -> Head:
     """argmin over a network s(h) = w relu(W h + b) + c of the weighted mean of -p log sigma(s) - (1 - p) log sigma(-s).
 
-    The network reads whitened values; those of a layer wider than 512 are first projected on 512 random directions.
-    Both are folded into its first layer. AdamW, step size falling by a cosine.
+    The network reads whitened values; the whitening is folded into its first layer. AdamW, step size falling by a
+    cosine.
 
     Arguments:
-        h: values.
+        white: the rows' values.
         p: the probability that the other network gives.
         weights: of the rows.
         hidden: units.
@@ -109,11 +152,9 @@ def distil(
     Returns:
         head from h to the log-odds s.
     """
-    m, n, _ = h.shape
+    h = white.values
+    m, n, width = h.shape
     batch_size = min(batch_size, n)
-    to_white, white_bias = _narrow_whitening(h, generator)
-    white = torch.baddbmm(white_bias[:, None], h, to_white)
-    width = white.shape[-1]
     draws = (
         math.sqrt(2 / width) * torch.randn(width, hidden, generator=generator),
         torch.zeros(hidden),
@@ -129,27 +170,19 @@ def distil(
         if step % per_epoch == 0:
             order = torch.randperm(n, generator=generator).to(h.device)
         rows = order[step % per_epoch * batch_size :][:batch_size]
-        s = torch.baddbmm(first_bias[:, None], white[:, rows], first).relu()
+        s = torch.baddbmm(first_bias[:, None], h[:, rows], first).relu()
         s = torch.baddbmm(last_bias[:, None], s, last)[..., 0]
         loss = nn.functional.binary_cross_entropy_with_logits(s, p[:, rows], weights[:, rows], reduction="sum")
         gradients = torch.autograd.grad(loss / batch_size, parameters)
         optimizer.step(gradients, _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / n_steps)))
     first, first_bias, last, last_bias = (parameter.detach() for parameter in parameters)
-    bias = torch.baddbmm(first_bias[:, None], white_bias[:, None], first)[:, 0]
-    return Head((to_white @ first, bias), (last, last_bias))
+    bias = torch.baddbmm(first_bias[:, None], white.bias[:, None], first)[:, 0]
+    return Head((white.weight @ first, bias), (last, last_bias))
 
 
-def _narrow_whitening(h: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Whitening of the values, or of their projections if they are many."""
-    d = h.shape[-1]
-    if d <= _WIDEST:
-        return whitening(h)
-    projection = (torch.randn(d, _WIDEST, generator=generator) / math.sqrt(d)).to(h)
-    weight, bias = whitening(h @ projection)
-    return projection @ weight, bias
-
-
-def logistic(h: Float[Tensor, "m n d"], y: Float[Tensor, "m n"], *, strength: float = 1e-4, steps: int = 100) -> Head:
+def logistic(
+    h: Float[Tensor, "m n d"], y: Float[Tensor, "m n"], *, strength: float = 1e-4, steps: int = 100
+) -> tuple[Float[Tensor, "m d 1"], Float[Tensor, "m 1"]]:
     """argmin_{w, b} of the mean of -y log sigma(s) - (1 - y) log sigma(-s) + strength / 2 |w|^2, s = w h' + b.
 
     h': values divided by their root mean variance. Newton's method with the curvature bounded by a quarter of h' h'^T
@@ -160,6 +193,8 @@ def logistic(h: Float[Tensor, "m n d"], y: Float[Tensor, "m n"], *, strength: fl
         y: 0 or 1.
         strength: of the penalty.
         steps: iterations.
+    Returns:
+        w and b, in units of h.
     """
     mean = h.mean(1, keepdim=True)
     scale = h.var(1).mean(-1).clamp(min=1e-12).rsqrt()[:, None, None]
@@ -174,4 +209,4 @@ def logistic(h: Float[Tensor, "m n d"], y: Float[Tensor, "m n"], *, strength: fl
         gradient = x.mT @ residual[..., None] / n + penalty[:, None] * w
         w = w - torch.cholesky_solve(gradient.double(), bound).to(w)
     weight = w[:, :-1] * scale
-    return Head((weight, w[:, -1] - (mean @ weight)[:, 0]))
+    return weight, w[:, -1] - (mean @ weight)[:, 0]

@@ -110,6 +110,11 @@ class Materials:
         """What methods keep from pair to pair."""
         return {}
 
+    def forget(self, network: StackedClassifier) -> None:
+        """Drop what methods keep of a network."""
+        for key in [key for key, (of, _) in self.remembered.items() if of is network]:
+            del self.remembered[key]
+
     @cached_property
     def labelled(self) -> Labelled:
         """The training split."""

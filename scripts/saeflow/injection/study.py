@@ -109,23 +109,27 @@ def run(
     own = Images.of(calibration, materials.device, materials.task.target_classes)
     ready: list[Calibrated] = []
     seconds: list[dict[str, Any]] = []
+    by_target = {target: [pair for pair in sorted(pairs) if pair[1] == target] for _, target in sorted(pairs)}
     for method in variants:
         controls = [c for c in method.controls if c != "blind_source" or materials.settings.blind is not None]
-        for control in ("", *controls):
-            n_done, by_target = 0, {}
-            # Pairs of one target together: its values on common images are remembered.
-            for pair in sorted(pairs, key=lambda pair: pair[::-1]):
-                started = time.perf_counter()
-                if method.uses_source or pair[1] not in by_target:
-                    by_target[pair[1]] = _inject(method, control, pair, materials, own)
-                found = [replace(item, pair=pair) for item in by_target[pair[1]]]
-                if found:
-                    ready += found
-                    elapsed = {"seconds": time.perf_counter() - started}
-                    seconds.append(found[0].identity | dict(zip(("source", "target"), pair, strict=True)) | elapsed)
-                n_done += bool(found)
-            what = f"{method.label} ({control})" if control else method.label
-            log.info("%s: injected into %d pairs of %d, the others do not apply", what, n_done, len(pairs))
+        # Everything of one target together: its values on common images, and what is fitted on them, are remembered.
+        for target, of_target in by_target.items():
+            n_done = 0
+            for control in ("", *controls):
+                found: list[Calibrated] = []
+                for pair in of_target:
+                    started = time.perf_counter()
+                    if method.uses_source or not found:
+                        found = _inject(method, control, pair, materials, own)
+                    if found:
+                        ready += [replace(item, pair=pair) for item in found]
+                        elapsed = {"seconds": time.perf_counter() - started}
+                        seconds.append(found[0].identity | dict(zip(("source", "target"), pair, strict=True)) | elapsed)
+                    n_done += bool(found) and not control
+            for control in ("", *controls):
+                materials.forget(materials.pair(of_target[0], control)[1])
+            what = f"{method.label} into {target}: {n_done} of {len(of_target)} pairs, the others do not apply"
+            log.info("%s; %d controls", what, len(controls))
     return _measure(ready, materials, own, Images.of(test, materials.device), seeds, seconds)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from saeflow import config
-from saeflow.injection.heads import distil
+from saeflow.injection.heads import Whitened, distil
 from saeflow.injection.knowledge import T2
 from saeflow.injection.method import CONTROLS, Method, register
 from saeflow.injection.methods.regression import log_odds
@@ -52,12 +52,16 @@ class DoodleDistillation(Method):
         doodles, own = guard.synthetic(), guard.own().images
         if len(own) > settings.own_images:
             own = own[torch.randperm(len(own), generator=guard.generator("own"))[: settings.own_images].to(own.device)]
-        h = torch.cat([guard.activations(target, images, self.site) for images in (doodles, own)], dim=1)
+
+        def whitened() -> Whitened:
+            h = torch.cat([guard.activations(target, images, self.site) for images in (doodles, own)], dim=1)
+            return Whitened.of(h, guard.generator("directions"))
+
         p = log_odds(guard.activations(source, doodles, "logits"), guard).sigmoid()
         counted = guard.synthetic_weights()
         nothing, one = p.new_zeros(len(p), len(own)), p.new_ones(len(p), len(own))
         head = distil(
-            h,
+            guard.once(target, "whitened", whitened),
             torch.cat([p, nothing], dim=1),
             weights=torch.cat([counted, one], dim=1),
             hidden=settings.hidden,

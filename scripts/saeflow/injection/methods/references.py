@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saeflow import config
-from saeflow.injection.heads import logistic, ridge
+from saeflow.injection.heads import logistic, narrowed, ridge, widened
 from saeflow.injection.knowledge import T0, T1_PLUS, Knowledge
 from saeflow.injection.method import Method, register
 from saeflow.injection.networks import Gate, Grafted, Head
@@ -33,7 +33,8 @@ class References(Method):
     target alone: A as it is. Uncertainty: logit_c = -max_{j own} l_j, a novelty detector. Ensemble: log of the mean of
     A's and B's probabilities; it runs both networks. Oracle probe: logistic regression of "is the concept" on A's
     values, from labelled images. Oracle head: A's last layer fine-tuned on labelled images. Few shots: the probe, by
-    ridge regression with both classes weighted alike, from n labelled images of the concept.
+    ridge regression with both classes weighted alike, from n labelled images of the concept. Probes of a layer wider
+    than 512 read 512 random directions of it.
     """
 
     name = "references"
@@ -89,12 +90,13 @@ class References(Method):
         if self.kind == "head":
             labels = torch.cat([guard.own().labels.new_full((len(labelled),), concept), guard.own().labels])
             return _fine_tuned(target, h, labels, guard.generator("order"))
+        h, directions = narrowed(h, guard.generator("directions"))
         if self.kind == "probe":
-            head = logistic(h, is_concept.float().expand(len(h), -1))
-            return Grafted(target, self.site, {concept: Gate(head)})
-        weights = torch.where(is_concept, 1 / len(labelled), 1 / len(own)).expand(len(h), -1)
-        head = Head(ridge(h, 2 * is_concept.float().expand(len(h), -1) - 1, strength=1e-2, weights=weights))
-        return Grafted(target, self.site, {concept: Gate(head)})
+            weight, bias = logistic(h, is_concept.float().expand(len(h), -1))
+        else:
+            weights = torch.where(is_concept, 1 / len(labelled), 1 / len(own)).expand(len(h), -1)
+            weight, bias = ridge(h, 2 * is_concept.float().expand(len(h), -1) - 1, strength=1e-2, weights=weights)
+        return Grafted(target, self.site, {concept: Gate(Head((widened(weight, directions), bias)))})
 
 
 def _fine_tuned(target: StackedClassifier, h: Tensor, labels: Tensor, generator: torch.Generator) -> StackedClassifier:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saeflow import config
-from saeflow.injection.heads import Ridge, random_features, ridge
+from saeflow.injection.heads import Ridge, narrowed, random_features, widened
 from saeflow.injection.knowledge import T1, T1_PLUS, T2, Knowledge
 from saeflow.injection.method import CONTROLS, Method, register
 from saeflow.injection.networks import Grafted, Head
@@ -25,8 +25,8 @@ class RidgeRegression(Method):
     """logit_c = w h_A + b,  (w, b) = argmin sum_x (w h_A(x) + b - l_B,c(x))^2 + lambda |w|^2 over real images x.
 
     x: images of the shared classes (T1) or of all of the target's own (T1+); h_A: the target's preactivations at the
-    site; l_B,c: the source's logit of the concept. Hoerl and Kennard 1970. The baseline of "relating two networks by
-    what they both see".
+    site, 512 random directions of them where they are more; l_B,c: the source's logit of the concept. Hoerl and Kennard
+    1970. The baseline of "relating two networks by what they both see".
     """
 
     name = "ridge_regression"
@@ -43,9 +43,15 @@ class RidgeRegression(Method):
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         seen = guard.own() if Knowledge.OWN in self.knowledge else guard.shared()
-        h = guard.activations(target, seen.images, self.site)
         y = guard.activations(source, seen.images, "logits")[..., guard.task.concept]
-        return Grafted(target, self.site, {guard.task.concept: Head(ridge(h, y, strength=_STRENGTH))})
+
+        def factored() -> tuple[Ridge, Tensor | None]:
+            h, directions = narrowed(guard.activations(target, seen.images, self.site), guard.generator("directions"))
+            return Ridge(h, strength=_STRENGTH), directions
+
+        ridge, directions = guard.once(target, "ridge", factored)
+        weight, bias = ridge.solve(y)
+        return Grafted(target, self.site, {guard.task.concept: Head((widened(weight, directions), bias))})
 
 
 @register
