@@ -375,7 +375,7 @@ METHODS: dict[str, str] = {
     "cross_architecture_vector": "vector_transfer",
     "aligned_spatial_transfer": "aligned_spatial_transfer",
     "doodle_regression": "regression",
-    "doodle_distillation": "distillation",
+    "fragment_distillation": "distillation",
 }
 """Injection methods, and the module of `saeflow.injection.methods` that each is in."""
 
@@ -406,12 +406,14 @@ class ConceptSpaces(Section):
 
 
 class Distillation(Section):
-    """The head of `doodle_distillation`."""
+    """The head of `fragment_distillation`."""
 
     hidden: PositiveInt = Field(256, description="Units of the head.")
-    epochs: PositiveInt = Field(6, description="Passes over doodles and own images.")
+    steps: PositiveInt = Field(420, description="Steps of optimisation.")
     batch_size: PositiveInt = Field(256, description="Images per step.")
+    fragments: PositiveInt = Field(48_000, description="Synthetic images: warped parts of the target's own classes.")
     own_images: PositiveInt = Field(6000, description="Images of the target's own classes, at most.")
+    own_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="Their share of each batch.")
 
 
 class Injection(Section):

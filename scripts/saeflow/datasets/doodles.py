@@ -1,9 +1,9 @@
-"""Doodles: synthetic images, made without a real image of any class that they are to stand in for."""
+"""Synthetic images, made without a real image of any class that they are to stand in for: doodles and fragments."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 _BLOCK = 1024
 _POINTS = 32
@@ -15,6 +15,8 @@ _PEN = (0.025, 0.075)
 _TRIAL = 256
 # Images smaller than this are drawn four times as large and averaged, as scanned digits are.
 _SMALL = 16
+# A warp shifts points of this grid over the image by this standard deviation, in image sides.
+_WARP_POINTS, _WARP = 4, 1 / 14
 
 
 def doodles(
@@ -118,10 +120,15 @@ def _collages(drawn: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
     first, second = (_moved(_pick(own, n, generator), generator) for _ in range(2))
     kind = torch.rand(2, n, 1, 1, 1, generator=generator)
     second = torch.where(kind[0] < 0.5, drawn, second)
-    grid = torch.linspace(-1, 1, own.shape[-1])
-    angle, offset = _uniform(generator, 0, 2 * torch.pi, n, 1, 1), _uniform(generator, -0.4, 0.4, n, 1, 1)
-    side = (grid[:, None] * angle.sin() + grid * angle.cos() > offset)[:, None]
+    side = _side(n, own.shape[-1], 0.4, generator)
     return torch.where(kind[1] < 0.7, torch.where(side, first, second), torch.maximum(first, second))
+
+
+def _side(n: int, size: int, most: float, generator: torch.Generator) -> Bool[Tensor, "n 1 h w"]:
+    """One side of a random line that passes the centre within `most` half image sides."""
+    grid = torch.linspace(-1, 1, size)
+    angle, offset = _uniform(generator, 0, 2 * torch.pi, n, 1, 1), _uniform(generator, -most, most, n, 1, 1)
+    return (grid[:, None] * angle.sin() + grid * angle.cos() > offset)[:, None]
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -139,3 +146,37 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     )
     grid = affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
+def fragments(n: int, own: Float[Tensor, "images 1 h w"], *, seed: int) -> Float[Tensor, "n 1 h w"]:
+    """Images of `own` and parts of them, warped: real pen strokes in shapes that no class of `own` has.
+
+    Each is an image of `own`, turned, scaled, sheared, mirrored and shifted at random; as it is, or what lies on one
+    side of a random line, alone or with the other side of a second image. A smooth random field then moves its points.
+
+    Arguments:
+        n: number of images.
+        own: images of the classes that may be seen.
+        seed: of every draw; images are made on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    own = own.cpu()
+    blocks = []
+    for start in range(0, n, _BLOCK):
+        count = min(_BLOCK, n - start)
+        first, second = (_moved(_pick(own, count, generator), generator) for _ in range(2))
+        kind = torch.rand(count, 1, 1, 1, generator=generator)
+        other = torch.where(kind < 2 / 3, second, torch.zeros(()))
+        part = torch.where(_side(count, own.shape[-1], 0.5, generator), first, other)
+        blocks.append(_warped(torch.where(kind < 1 / 3, first, part), generator))
+    return torch.cat(blocks)
+
+
+def _warped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images whose points are moved by a smooth field."""
+    n, size = len(images), images.shape[-1]
+    points = torch.randn(n, 2, _WARP_POINTS, _WARP_POINTS, generator=generator)
+    # Coordinates of a grid go from -1 to 1: two image sides.
+    field = 2 * _WARP * interpolate(points, size=(size, size), mode="bicubic", align_corners=True)
+    still = affine_grid(torch.eye(2, 3).expand(n, 2, 3), list(images.shape), align_corners=False)
+    return grid_sample(images, still + field.permute(0, 2, 3, 1), align_corners=False).clamp(0, 1)

@@ -1,6 +1,7 @@
 """Heads fitted on a target's values: ridge regression, and a small network that learns another's soft answers."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,18 +18,23 @@ _WIDEST = 512
 
 
 def narrowed(
-    h: Float[Tensor, "m n d"], generator: torch.Generator
+    parts: Iterable[Float[Tensor, "m _ d"]], generator: torch.Generator
 ) -> tuple[Float[Tensor, "m n k"], Float[Tensor, "d k"] | None]:
     """Values with at most 512 in a row: h itself, or h P with P ~ N(0, 1/d), the same draw for all members.
 
+    Arguments:
+        parts: of h, one above the other; each is let go before the next is asked for.
+        generator: of P.
     Returns:
         the values, and P, None where they are h itself; see `widened`.
     """
-    d = h.shape[-1]
-    if d <= _WIDEST:
-        return h, None
-    directions = (torch.randn(d, _WIDEST, generator=generator) / math.sqrt(d)).to(h)
-    return h @ directions, directions
+    found, directions = [], None
+    for h in parts:
+        d = h.shape[-1]
+        if d > _WIDEST and directions is None:
+            directions = (torch.randn(d, _WIDEST, generator=generator) / math.sqrt(d)).to(h)
+        found.append(h if directions is None else h @ directions)
+    return torch.cat(found, dim=1), directions
 
 
 def widened(weight: Float[Tensor, "m k o"], directions: Float[Tensor, "d k"] | None) -> Float[Tensor, "m d o"]:
@@ -119,9 +125,9 @@ class Whitened:
     bias: Float[Tensor, "m k"]
 
     @classmethod
-    def of(cls, h: Float[Tensor, "m n d"], generator: torch.Generator) -> Self:
-        """Fitted on all rows; the generator draws the directions that wide values are narrowed to."""
-        h, directions = narrowed(h, generator)
+    def of(cls, parts: Iterable[Float[Tensor, "m _ d"]], generator: torch.Generator) -> Self:
+        """Fitted on all rows of h, given in parts, which are narrowed."""
+        h, directions = narrowed(parts, generator)
         weight, bias = whitening(h)
         return cls(torch.baddbmm(bias[:, None], h, weight), widened(weight, directions), bias)
 
@@ -132,29 +138,29 @@ def distil(
     *,
     weights: Float[Tensor, "m n"],
     hidden: int,
-    epochs: int,
+    steps: int,
     batch_size: int,
     generator: torch.Generator,
 ) -> Head:
     """argmin over a network s(h) = w relu(W h + b) + c of the weighted mean of -p log sigma(s) - (1 - p) log sigma(-s).
 
-    The network reads whitened values; the whitening is folded into its first layer. AdamW, step size falling by a
-    cosine.
+    Rows are drawn as often as their weights say. The network reads whitened values; the whitening is folded into its
+    first layer. AdamW, step size falling by a cosine.
 
     Arguments:
         white: the rows' values.
         p: the probability that the other network gives.
-        weights: of the rows.
+        weights: of the rows; not all 0.
         hidden: units.
-        epochs: passes over the rows; at least one step is made.
+        steps: number of steps.
         batch_size: rows per step.
-        generator: of first weights and order, the same draw for all members; on the CPU.
+        generator: of first weights and of which quantile of the weights each row is, the same draw for all members; on
+            the CPU.
     Returns:
         head from h to the log-odds s.
     """
     h = white.values
     m, n, width = h.shape
-    batch_size = min(batch_size, n)
     draws = (
         math.sqrt(2 / width) * torch.randn(width, hidden, generator=generator),
         torch.zeros(hidden),
@@ -164,17 +170,16 @@ def distil(
     parameters = [draw.to(h).expand(m, *draw.shape).clone().requires_grad_() for draw in draws]
     first, first_bias, last, last_bias = parameters
     optimizer = AdamW(parameters, _WEIGHT_DECAY)
-    per_epoch = max(1, n // batch_size)
-    n_steps = max(1, epochs) * per_epoch
-    for step in range(n_steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(n, generator=generator).to(h.device)
-        rows = order[step % per_epoch * batch_size :][:batch_size]
-        s = torch.baddbmm(first_bias[:, None], h[:, rows], first).relu()
+    members, shares = torch.arange(m, device=h.device)[:, None], weights.double().cumsum(1)
+    for step in range(steps):
+        quantiles = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(h.device)
+        # The smallest row that the quantile does not exceed; rows of weight 0 are passed over.
+        rows = torch.searchsorted(shares, (1 - quantiles) * shares[:, -1:]).clamp(max=n - 1)
+        s = torch.baddbmm(first_bias[:, None], h[members, rows], first).relu()
         s = torch.baddbmm(last_bias[:, None], s, last)[..., 0]
-        loss = nn.functional.binary_cross_entropy_with_logits(s, p[:, rows], weights[:, rows], reduction="sum")
+        loss = nn.functional.binary_cross_entropy_with_logits(s, p[members, rows], reduction="sum")
         gradients = torch.autograd.grad(loss / batch_size, parameters)
-        optimizer.step(gradients, _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / n_steps)))
+        optimizer.step(gradients, _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / steps)))
     first, first_bias, last, last_bias = (parameter.detach() for parameter in parameters)
     bias = torch.baddbmm(first_bias[:, None], white.bias[:, None], first)[:, 0]
     return Head((white.weight @ first, bias), (last, last_bias))

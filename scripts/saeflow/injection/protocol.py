@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow import config
-from saeflow.datasets.doodles import doodles
+from saeflow.datasets.doodles import doodles, fragments
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection.forward import Forward
 from saeflow.injection.knowledge import Knowledge, KnowledgeError, tier_name
@@ -139,6 +139,12 @@ class Materials:
         own = self.images_of(self.task.target_classes).images
         return doodles(self.settings.synthetic_images, own, seed=child_seed(self.seed, "doodles")).to(self.device)
 
+    @cached_property
+    def fragments(self) -> Float[Tensor, "images 1 h w"]:
+        """Synthetic images for the source to choose from."""
+        own, n = self.images_of(self.task.target_classes).images, self.settings.distillation.fragments
+        return fragments(n, own, seed=child_seed(self.seed, "fragments")).to(self.device)
+
     def roles(self, control: str = "") -> tuple[str, str]:
         """Roles of source and target, or what a control puts in their place; `UNTRAINED` are no roles of the study."""
         source, target = self.settings.source, self.settings.target
@@ -256,14 +262,18 @@ class Guard:
         return self._materials.images_of(self.task.target_classes)
 
     def synthetic(self) -> Float[Tensor, "images 1 h w"]:
-        """Images made without any real one of a class that the target does not know."""
+        """Doodles: images made without any real one of a class that the target does not know."""
         self._need(Knowledge.SYNTHETIC, "synthetic inputs")
         return self._materials.doodles
 
-    def synthetic_weights(self) -> Float[Tensor, "members images"]:
+    def fragments(self) -> Float[Tensor, "images 1 h w"]:
+        """Warped parts of images of the target's own classes."""
+        self._need(Knowledge.SYNTHETIC, "synthetic inputs")
+        return self._materials.fragments
+
+    def counted(self, images: Float[Tensor, "images 1 h w"]) -> Float[Tensor, "members images"]:
         """Which synthetic images count for each member: 1, or 0 where the control drops what looks like the concept."""
         self._need(Knowledge.SYNTHETIC, "synthetic inputs")
-        images = self._materials.doodles
         if not self._drop_concept:
             return torch.ones(self._source.n_members, len(images), device=images.device)
         logits = self.activations(self._source, images, "logits")
@@ -340,6 +350,11 @@ class Guard:
             return found
         order = torch.randperm(len(found.labels), generator=self.generator("few"))[:per_class].to(found.labels.device)
         return Labelled(found.images[order], found.labels[order])
+
+    def source_images(self) -> Float[Tensor, "images 1 h w"]:
+        """Training images of the source's own classes, the concept among them."""
+        self._need(Knowledge.LABELLED, "images of the source's own classes")
+        return self._materials.images_of(self.task.source_classes).images
 
     def _need(self, permission: Knowledge, what: str) -> None:
         if permission not in self._allowed:

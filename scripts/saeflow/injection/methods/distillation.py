@@ -1,35 +1,39 @@
-"""The source's soft answers distilled into a small head of the target, over doodles and the target's own images."""
+"""The new method: a source's soft answers to synthetic images, learnt from what a target makes of them."""
 
 import math
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.injection.heads import Whitened, distil
 from saeflow.injection.knowledge import T2
 from saeflow.injection.method import CONTROLS, Method, register
 from saeflow.injection.methods.regression import log_odds
-from saeflow.injection.networks import Gate, Grafted
+from saeflow.injection.networks import Gate, Grafted, Head
 from saeflow.injection.protocol import Guard
 from saeflow.models.classifiers import StackedClassifier
+
+_BLOCK = 2048
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class DoodleDistillation(Method):
-    """s(h) = w relu(W h + b) + c  minimises  E_doodles CE(sigma(s(h_A)), p_B) + E_own CE(sigma(s(h_A)), 0).
+class FragmentDistillation(Method):
+    """s(h) = w relu(W h + b) + c  minimises  E_fragments CE(sigma(s(h_A)), p_B) + E_own CE(sigma(s(h_A)), 0).
 
-    p_B: the source's probability of the concept among its own classes (Hinton et al. 2015); own: real images of the
-    target's classes, which are not the concept. h_A is whitened first: what tells unknown classes apart lies in
-    directions of little variance. The logit is a gate, answered where s exceeds its calibrated threshold, whatever the
-    target's other logits say. Calibration may raise the threshold, but not lower it below the method's own: p_B as a
-    guess among the source's classes would give it, or p_B = 1/2 (`even odds`).
+    p_B: the source's probability of the concept among its own classes (Hinton et al. 2015). Fragments: warped parts of
+    the target's own images, drawn so that the source answers each of its classes equally often; the strokes are real,
+    the shapes are nobody's. Own: real images of the target's classes, which are not the concept. h_A is whitened first:
+    what tells unknown classes apart lies in directions of little variance. The logit is a gate, answered where s is
+    above its calibrated threshold, whatever the target's other logits say. Calibration may raise the threshold, but not
+    lower it below the method's own: p_B as a guess among the source's classes, or p_B = 1/2 (`even odds`).
     """
 
-    name = "doodle_distillation"
+    name = "fragment_distillation"
     family = "new"
     largest_shift = 0.0
     even_odds: bool = False
@@ -48,27 +52,58 @@ class DoodleDistillation(Method):
         return () if self.even_odds else CONTROLS
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
-        settings = guard.settings.distillation
-        doodles, own = guard.synthetic(), guard.own().images
-        if len(own) > settings.own_images:
-            own = own[torch.randperm(len(own), generator=guard.generator("own"))[: settings.own_images].to(own.device)]
-
-        def whitened() -> Whitened:
-            h = torch.cat([guard.activations(target, images, self.site) for images in (doodles, own)], dim=1)
-            return Whitened.of(h, guard.generator("directions"))
-
-        p = log_odds(guard.activations(source, doodles, "logits"), guard).sigmoid()
-        counted = guard.synthetic_weights()
-        nothing, one = p.new_zeros(len(p), len(own)), p.new_ones(len(p), len(own))
-        head = distil(
-            guard.once(target, "whitened", whitened),
-            torch.cat([p, nothing], dim=1),
-            weights=torch.cat([counted, one], dim=1),
-            hidden=settings.hidden,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            generator=guard.generator("head"),
-        )
+        fragments = guard.fragments()
+        head = learnt(source, target, guard, self.site, fragments, guard.counted(fragments))
         if not self.even_odds:
             head.biases[-1] += math.log(len(guard.task.source_classes) - 1)
         return Grafted(target, self.site, {guard.task.concept: Gate(head)})
+
+
+def learnt(
+    source: StackedClassifier,
+    target: StackedClassifier,
+    guard: Guard,
+    site: str,
+    images: Float[Tensor, "n 1 h w"],
+    counted: Float[Tensor, "m n"],
+) -> Head:
+    """Head that answers images as the source does, and the target's own images with no.
+
+    Arguments:
+        site: hook point of the target that it reads.
+        images: drawn so that the source answers each of its classes equally often.
+        counted: 1, or 0 for an image that is never drawn.
+    """
+    settings, own = guard.settings.distillation, guard.own().images
+    if len(own) > settings.own_images:
+        own = own[torch.randperm(len(own), generator=guard.generator("own"))[: settings.own_images].to(own.device)]
+
+    def whitened() -> Whitened:
+        blocks = (block for some in (images, own) for block in some.split(_BLOCK))
+        return Whitened.of((target.run(block, (site,))[1][site] for block in blocks), guard.generator("directions"))
+
+    logits = guard.activations(source, images, "logits")
+    p = log_odds(logits, guard).sigmoid()
+    drawn = balanced(logits[..., list(guard.task.source_classes)].argmax(-1), counted)
+    mine = p.new_full((len(p), len(own)), settings.own_share / len(own))
+    return distil(
+        guard.once(target, "whitened", whitened),
+        torch.cat([p, torch.zeros_like(mine)], dim=1),
+        weights=torch.cat([(1 - settings.own_share) * drawn, mine], dim=1),
+        hidden=settings.hidden,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        generator=guard.generator("head"),
+    )
+
+
+def balanced(answers: Tensor, counted: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """Shares of rows that give each answer the same in total; 0 where a row does not count.
+
+    Arguments:
+        answers: which class, whole numbers.  Shape [m, n].
+        counted: 1 or 0.
+    """
+    of_class = nn.functional.one_hot(answers) * counted[..., None]
+    shares = of_class / of_class.sum(1, keepdim=True).clamp(min=1)
+    return shares.sum(-1) / (of_class.sum(1, keepdim=True) > 0).sum(-1).clamp(min=1)

@@ -13,6 +13,7 @@ from saeflow import config
 from saeflow.injection.heads import logistic, narrowed, ridge, widened
 from saeflow.injection.knowledge import T0, T1_PLUS, Knowledge
 from saeflow.injection.method import Method, register
+from saeflow.injection.methods.distillation import learnt
 from saeflow.injection.networks import Gate, Grafted, Head
 from saeflow.injection.protocol import Guard
 from saeflow.models.adamw import AdamW
@@ -34,7 +35,8 @@ class References(Method):
     A's and B's probabilities; it runs both networks. Oracle probe: logistic regression of "is the concept" on A's
     values, from labelled images. Oracle head: A's last layer fine-tuned on labelled images. Few shots: the probe, by
     ridge regression with both classes weighted alike, from n labelled images of the concept. Probes of a layer wider
-    than 512 read 512 random directions of it.
+    than 512 read 512 random directions of it. Oracle distillation: what `fragment_distillation` would learn if the
+    source answered real images of its own classes instead of synthetic ones.
     """
 
     name = "references"
@@ -53,6 +55,7 @@ class References(Method):
                 for place, site in _SITES.items()
             ),
             cls(variant="oracle head", kind="head", knowledge=_LABELLED, site="last.post"),
+            cls(variant="oracle distillation, penultimate", kind="distilled", knowledge=_LABELLED, site="last.pre"),
             *(
                 cls(variant=f"{shots} shots, {place}", kind="few", knowledge=_LABELLED, site=site, shots=shots)
                 for place, site in _SITES.items()
@@ -67,8 +70,8 @@ class References(Method):
 
     @property
     def uses_source(self) -> bool:
-        """Only in the ensemble."""
-        return self.kind == "ensemble"
+        """Where the source answers."""
+        return self.kind in ("ensemble", "distilled")
 
     @property
     def largest_shift(self) -> float:
@@ -84,13 +87,19 @@ class References(Method):
                 return Grafted(target, "logits", {concept: Uncertainty(guard.task.target_classes)})
             case "ensemble":
                 return Ensemble(target, source)
+            case "distilled":
+                images = guard.source_images()
+                counted = images.new_ones(source.n_members, len(images))
+                return Grafted(
+                    target, self.site, {concept: Gate(learnt(source, target, guard, self.site, images, counted))}
+                )
         own, labelled = guard.own().images, guard.labelled(self.shots).images
         h = torch.cat([guard.activations(target, images, self.site) for images in (labelled, own)], dim=1)
         is_concept = torch.arange(h.shape[1], device=h.device) < len(labelled)
         if self.kind == "head":
             labels = torch.cat([guard.own().labels.new_full((len(labelled),), concept), guard.own().labels])
             return _fine_tuned(target, h, labels, guard.generator("order"))
-        h, directions = narrowed(h, guard.generator("directions"))
+        h, directions = narrowed([h], guard.generator("directions"))
         if self.kind == "probe":
             weight, bias = logistic(h, is_concept.float().expand(len(h), -1))
         else:

@@ -46,7 +46,7 @@ class RidgeRegression(Method):
         y = guard.activations(source, seen.images, "logits")[..., guard.task.concept]
 
         def factored() -> tuple[Ridge, Tensor | None]:
-            h, directions = narrowed(guard.activations(target, seen.images, self.site), guard.generator("directions"))
+            h, directions = narrowed([guard.activations(target, seen.images, self.site)], guard.generator("directions"))
             return Ridge(h, strength=_STRENGTH), directions
 
         ridge, directions = guard.once(target, "ridge", factored)
@@ -73,7 +73,8 @@ class DoodleRegression(Method):
         return [cls(variant=place, knowledge=T2, site=site) for place, site in _SITES.items()]
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
-        images, weights = guard.synthetic(), guard.synthetic_weights()
+        images = guard.synthetic()
+        weights = guard.counted(images)
         layer = guard.once(target, "features", lambda: self._features(target, guard))
         if weights.all():
             fit = guard.once(target, "ridge", lambda: self._ridge(layer, target, guard, None))
