@@ -1,6 +1,7 @@
 """Capture activations: one pass of each split through all seeds of an architecture and role, every hook point at once.
 
-Each store holds one seed, hook point and split; row i is image i of that split, all classes included.
+Each store holds one seed, hook point and split; row i is image i of that split, all classes included. With several jobs
+per network, each writes its own part of every store, from its share of the images.
 """
 
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from saeflow import config
-from saeflow.activations import ActivationStore
+from saeflow.activations import Part, PartWriter, batches_of, rows_of, write_manifest
 from saeflow.datasets.images import ImageDataset
 from saeflow.models import classifiers
 from saeflow.rule import run
@@ -18,28 +19,30 @@ from saeflow.rule import run
 SPLITS = ("train", "test")
 
 
-def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> None:
+def main(*, dataset: Path, weights: Path, parts: list[Path], manifests: list[Path], cfg: dict) -> None:
     """
     Arguments:
         dataset: .npz of `build_dataset`.
         weights: .safetensors of `train_classifiers`.
-        manifests: manifest.json of each store to write, in the order seeds x hook points x splits.
-        cfg: `activations` (section), `seeds`, `device`.
+        parts: folder of this job's part of each store, in the order seeds x hook points x splits.
+        manifests: manifest.json of each store, in that order, if this job writes the whole of them; else none.
+        cfg: `activations` (section), `seeds`, `device`, and with several jobs `shard`, the number of this one.
     Raises:
         ClassifierError: a seed that the weights do not hold, or a hook point that the architecture does not have.
     """
     data, settings = ImageDataset.load(dataset), config.Activations.model_validate(cfg["activations"])
     role = classifiers.describe(weights)["role"]
     classifier = classifiers.load(weights, cfg["device"], cfg["seeds"])
-    stores = dict(zip(product(cfg["seeds"], settings.hook_points, SPLITS), manifests, strict=True))
+    folders = dict(zip(product(cfg["seeds"], settings.hook_points, SPLITS), parts, strict=True))
     for split in SPLITS:
         images = torch.from_numpy(getattr(data, split).inputs())
+        own = rows_of(int(cfg.get("shard", 0)), settings.shards, len(images), settings.chunk_rows)
         with ExitStack() as stack:
             writers = {}
             for i, seed in enumerate(cfg["seeds"]):
                 for hook in settings.hook_points:
-                    writer = ActivationStore.create(
-                        stores[seed, hook, split].parent,
+                    writer = PartWriter(
+                        folders[seed, hook, split],
                         d=classifier.width(hook),
                         dtype=settings.dtype,
                         chunk_rows=settings.chunk_rows,
@@ -54,10 +57,13 @@ def main(*, dataset: Path, weights: Path, manifests: list[Path], cfg: dict) -> N
                         },
                     )
                     writers[i, hook] = stack.enter_context(writer)
-            for rows in torch.arange(len(images)).split(settings.batch_size):
+            for batch, kept in batches_of(own, len(images), settings.batch_size):
+                rows = torch.arange(batch.start, batch.stop)
                 values = classifier.run(images[rows].to(classifier.device), settings.hook_points)[1]
                 for (i, hook), writer in writers.items():
-                    writer.append(values[hook][i], rows)
+                    writer.append(values[hook][i][kept], rows[kept])
+    for manifest, part in zip(manifests, parts, strict=False):
+        write_manifest(manifest.parent, [Part.read(part)])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ class Compute(Section):
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device of every training and analysis job.")
     threads: PositiveInt = Field(1, description="CPU threads of one job. More jobs at a time beat more threads a job.")
+    matmul_precision: Literal["float32", "tf32"] = Field(
+        "float32",
+        description="How a GPU multiplies float32 matrices: in `float32`, or in `tf32`, which is faster and rounds each "
+        "factor to 10 bits of mantissa.",
+    )
+
+    @model_validator(mode="after")
+    def _tf32_is_of_a_gpu(self) -> Self:
+        if self.matmul_precision == "tf32" and self.device == "cpu":
+            raise ValueError("matmul_precision: 'tf32' needs a GPU, but device is 'cpu'; drop one of the two")
+        return self
 
 
 class Data(Section):
@@ -181,6 +192,11 @@ class Activations(Section):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Number type on disk.")
     chunk_rows: PositiveInt = Field(16384, description="Activation vectors per chunk file.")
     batch_size: PositiveInt = Field(2048, description="Images per forward pass of the capture.")
+    shards: PositiveInt = Field(
+        1,
+        description="Jobs that capture one set of networks, each its own part of every store. Chunks, and all that is "
+        "made from them, are the same for any number.",
+    )
 
 
 class SparseAutoencoder(Section):
@@ -321,6 +337,11 @@ class SAEs(Section):
     variants: dict[Name, Variant] = Field({}, description="SAEs by name; without any, none is trained.")
     seeds: Seeds = Field((0,), min_length=1, description="SAE seeds per activation store.")
     training: Training = Field(Training(), description="Optimisation.")
+    shards: PositiveInt = Field(
+        1,
+        description="Jobs that train the SAEs of one set of stores, at most; those that are trained as one stack stay "
+        "together. SAEs are the same for any number.",
+    )
 
 
 class Cards(Section):

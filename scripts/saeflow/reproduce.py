@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
+ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""What a job's process must find when it starts: without it the sums of cuBLAS depend on the stream."""
 
 
 def child_seed(root: int, *names: object) -> int:

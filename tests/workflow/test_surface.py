@@ -15,7 +15,7 @@ from saeflow.config import METHODS
 from saeflow.library import modules_of
 
 SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
-RULES = [rule for path in SMK for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]]
+RULES = [rule for path in SMK for rule in re.split(r"^ *rule\b", path.read_text(), flags=re.MULTILINE)[1:]]
 SCRIPTED = [rule for rule in RULES if "    script:" in rule]
 STAGES = ["datasets", "models", "activations", "saes", "features", "injection", "figures", "report", "verify"]
 
@@ -78,7 +78,7 @@ def test_formatters_have_nothing_to_do(command):
 
 @pytest.mark.parametrize("directive", ["input", "output", "log", "benchmark", "conda", "params", "resources"])
 def test_every_scripted_rule_states(directive):
-    assert [rule.partition(":")[0] for rule in SCRIPTED if f"\n    {directive}:" not in rule] == []
+    assert [rule for rule in SCRIPTED if not re.search(rf"^ +{directive}:", rule, re.MULTILINE)] == []
 
 
 def test_every_scripted_rule_has_its_library_files_memory_and_run_time():

@@ -1,4 +1,5 @@
 # Shared by the files beside this one: the typed study, the names of its parts, the library files of each script.
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,11 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from saeflow import config as saeflow_config
 from saeflow.datasets import files
 from saeflow.library import modules_of
+from saeflow.reproduce import ENVIRONMENT
+from saeflow.sae.sharing import jobs
+
+# For every job's process, before it starts: this file is read by whatever Snakemake starts it, on a cluster's nodes too.
+os.environ.update(ENVIRONMENT)
 
 try:
     STUDY = saeflow_config.parse(config)
@@ -35,11 +41,19 @@ WEIGHTS = f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors"
 STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
 SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
 SAE_GROUP = "{architecture}-{role}/{hook}"
+SAE_CONFIG, SAE_WEIGHTS = f"{SAE}/cfg.json", f"{SAE}/sae_weights.safetensors"
+SAE_CURVES = f"{SAE}.curves.parquet"
 FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
 INJECTION = "<results>/injection"
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
 GPU = int(STUDY.compute.device == "cuda")
+# Parts of each store, one per capture job; the SAEs of each training job.
+PARTS = range(STUDY.activations.shards)
+SAE_JOBS = jobs(STUDY.saes, len(SEEDS), STUDY.compute.device)
+# Where activations are captured, and where SAEs are trained.
+CAPTURED_AT = dict(architecture=ARCHITECTURES, role=CAPTURED)
+TRAINED_AT = CAPTURED_AT | dict(hook=HOOKS)
 
 
 wildcard_constraints:
@@ -50,6 +64,7 @@ wildcard_constraints:
     sae_seed=r"\d+",
     hook=r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*",
     split="train|test",
+    shard=r"\d+",
     variant="[a-z0-9_]+",
 
 
@@ -69,13 +84,14 @@ def method_library(wildcards):
 
 
 def settings(*sections, **more):
-    """The one `cfg` param: wildcards, root seed, device, whole sections of the study, and what else is named.
+    """The one `cfg` param: wildcards, root seed, device and its precision, whole sections, and what else is named.
 
     One dict of builtins, because Snakemake compares params as a set of values without their names. A section hides a
     wildcard of the same name (`dataset`, `seed`).
     """
     study = STUDY.model_dump(mode="json")
-    fixed = {"seed": STUDY.seed, "device": STUDY.compute.device} | {name: study[name] for name in sections} | more
+    fixed = {name: study["compute"][name] for name in ("device", "matmul_precision")}
+    fixed |= {"seed": STUDY.seed} | {name: study[name] for name in sections} | more
     return lambda wildcards: {name: str(value) for name, value in wildcards.items()} | fixed
 
 
@@ -94,6 +110,16 @@ def outputs_of(rule, **values):
     return each([str(path) for path in rule.output], **values)
 
 
+def saes(pattern):
+    """A file of every SAE on one set of stores, in the order seeds x variants x SAE seeds."""
+    return each(pattern, seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS)
+
+
+def saes_of_job(pattern, keys):
+    """A file of each SAE that one job trains."""
+    return [file for k in keys for file in each(pattern, seed=SEEDS[k.store], variant=k.variant, sae_seed=k.seed)]
+
+
 def stores(split):
     """Manifests of one split, in the order of the seeds; each carries the digests of its chunks."""
     return each(f"{STORE.replace('{split}', split)}/manifest.json", seed=SEEDS)
@@ -101,7 +127,8 @@ def stores(split):
 
 def chunks(split):
     """The folders that the manifests speak of: needed, but compared by the manifest alone."""
-    return [ancient(part) for part in each(f"{STORE.replace('{split}', split)}/part-0", seed=SEEDS)]
+    parts = each(f"{STORE.replace('{split}', split)}/part-{{shard}}", seed=SEEDS, shard=PARTS)
+    return [ancient(part) for part in parts]
 
 
 def saes_of(wildcards):

@@ -9,8 +9,8 @@ rule analyze_features:
         train_chunks=chunks("train"),
         test_stores=stores("test"),
         test_chunks=chunks("test"),
-        saes=rules.train_saes.output.saes,
-        weights_of_saes=rules.train_saes.output.weights_of_saes,
+        saes=saes(SAE_CONFIG),
+        weights_of_saes=saes(SAE_WEIGHTS),
         lib=library("analyze_features"),
     output:
         tables=each(f"{FEATURES}/features.parquet", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),

@@ -1,8 +1,17 @@
 # What readers see: tables, figures drawn from the tables alone, the report, and the digests of everything.
 
-# What the report says of the config: not where the files lie or what the study is compared with.
-SHOWN = STUDY.model_dump(mode="json", exclude={"reference": True, "verify": True, "dataset": {"data_dir"}})
-CAPTURES = dict(architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS)
+# What the report says of the config: not where the files lie, in how many jobs they were made, or what the study is
+# compared with.
+SHOWN = STUDY.model_dump(
+    mode="json",
+    exclude={
+        "reference": True,
+        "verify": True,
+        "dataset": {"data_dir"},
+        "activations": {"shards"},
+        "saes": {"shards"},
+    },
+)
 TABLES = ["classifiers"]
 FIGURES = ["classifiers"]
 if CAPTURED:
@@ -18,11 +27,11 @@ rule gather_tables:
             architecture=ARCHITECTURES,
             role=ROLES,
         ),
-        metrics=outputs_of(rules.evaluate_saes, **CAPTURES),
-        curves=each(rules.train_saes.output.curves, **CAPTURES),
+        metrics=outputs_of(rules.evaluate_saes, **TRAINED_AT),
+        curves=each(saes(SAE_CURVES), **TRAINED_AT),
         features=each(
             f"{FEATURES}/features.parquet",
-            **CAPTURES,
+            **TRAINED_AT,
             seed=SEEDS,
             variant=VARIANTS,
             sae_seed=SAE_SEEDS,
@@ -115,10 +124,10 @@ rule report:
 RESULTS = [
     rules.datasets.input,
     rules.models.input,
-    outputs_of(rules.capture_activations, **CAPTURES),
-    outputs_of(rules.train_saes, **CAPTURES),
-    outputs_of(rules.evaluate_saes, **CAPTURES),
-    outputs_of(rules.analyze_features, **CAPTURES),
+    STORES,
+    FITTED,
+    outputs_of(rules.evaluate_saes, **TRAINED_AT),
+    outputs_of(rules.analyze_features, **TRAINED_AT),
     GALLERIES,
     INJECTION_RESULTS,
     rules.gather_tables.output,

@@ -1,32 +1,36 @@
-# Sparse autoencoders: every variant and seed on the stores of one architecture, role and hook point in one job.
+# Sparse autoencoders on the stores of one architecture, role and hook point: every variant and seed in one job, or in
+# `saes.shards` jobs, each a rule because Snakemake wants the names of its outputs.
+for shard, keys in enumerate(SAE_JOBS):
+    suffix = f".{shard}" if len(SAE_JOBS) > 1 else ""
 
-
-rule train_saes:
-    input:
-        dataset=IMAGES,
-        weights=WEIGHTS,
-        stores=stores("train"),
-        chunks=chunks("train"),
-        lib=library("train_saes"),
-    output:
-        saes=each(f"{SAE}/cfg.json", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
-        weights_of_saes=each(f"{SAE}/sae_weights.safetensors", seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS),
-        curves=f"<results>/saes/{SAE_GROUP}.curves.parquet",
-    log:
-        f"<results>/logs/train_saes/{SAE_GROUP}.log",
-    benchmark:
-        f"<results>/benchmarks/train_saes/{SAE_GROUP}.jsonl"
-    conda:
-        "../../envs/torch.yaml"
-    threads: STUDY.compute.threads
-    resources:
-        mem_mb=memory(2000),
-        runtime=240,
-        gpu=GPU,
-    params:
-        cfg=settings("saes", seeds=list(SEEDS)),
-    script:
-        "../../scripts/train_saes.py"
+    rule:
+        name:
+            f"train_saes{suffix.replace('.', '_')}"
+        input:
+            dataset=IMAGES,
+            weights=WEIGHTS,
+            stores=stores("train"),
+            chunks=chunks("train"),
+            lib=library("train_saes"),
+        output:
+            saes=saes_of_job(SAE_CONFIG, keys),
+            weights_of_saes=saes_of_job(SAE_WEIGHTS, keys),
+            curves=saes_of_job(SAE_CURVES, keys),
+        log:
+            f"<results>/logs/train_saes/{SAE_GROUP}{suffix}.log",
+        benchmark:
+            f"<results>/benchmarks/train_saes/{SAE_GROUP}{suffix}.jsonl"
+        conda:
+            "../../envs/torch.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            mem_mb=memory(2000),
+            runtime=240,
+            gpu=GPU,
+        params:
+            cfg=settings("saes", seeds=list(SEEDS), shard=shard),
+        script:
+            "../../scripts/train_saes.py"
 
 
 rule evaluate_saes:
@@ -35,8 +39,8 @@ rule evaluate_saes:
         weights=WEIGHTS,
         stores=stores("test"),
         chunks=chunks("test"),
-        saes=rules.train_saes.output.saes,
-        weights_of_saes=rules.train_saes.output.weights_of_saes,
+        saes=saes(SAE_CONFIG),
+        weights_of_saes=saes(SAE_WEIGHTS),
         lib=library("evaluate_saes"),
     output:
         metrics=f"<results>/saes/{SAE_GROUP}.metrics.parquet",
@@ -57,7 +61,10 @@ rule evaluate_saes:
         "../../scripts/evaluate_saes.py"
 
 
+FITTED = each([*saes(SAE_CONFIG), *saes(SAE_WEIGHTS), *saes(SAE_CURVES)], **TRAINED_AT)
+
+
 rule saes:
     input:
-        outputs_of(rules.train_saes, architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS),
-        outputs_of(rules.evaluate_saes, architecture=ARCHITECTURES, role=CAPTURED, hook=HOOKS),
+        FITTED,
+        outputs_of(rules.evaluate_saes, **TRAINED_AT),

@@ -10,7 +10,8 @@ for batch in store.batches(4096, seed=0, steps=10_000):
 """
 
 from saeflow.activations.layout import Part, StoreError, write_manifest
+from saeflow.activations.parts import batches_of, rows_of
 from saeflow.activations.store import ActivationStore
 from saeflow.activations.writer import PartWriter
 
-__all__ = ["ActivationStore", "Part", "PartWriter", "StoreError", "write_manifest"]
+__all__ = ["ActivationStore", "Part", "PartWriter", "StoreError", "batches_of", "rows_of", "write_manifest"]

@@ -1,9 +1,8 @@
 """Every SAE of a study on its stores: penalties calibrated to a target L0, all trained, thresholds adjusted."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder, TopK
 from saeflow.sae.calibration import Goal, adjust_threshold, calibrate_many, penalty_grid
 from saeflow.sae.metrics import Sparsity
+from saeflow.sae.sharing import Key, groups, is_searched, keys_of
 from saeflow.sae.stack import Member, Splice
 from saeflow.sae.trainer import TrainedSAE, train
 
@@ -28,34 +28,27 @@ _GRID_POINTS = 4
 _CALIBRATION_ROWS = 1 << 17
 
 
-@dataclass(frozen=True)
-class Key:
-    """Which SAE of a study."""
-
-    store: int
-    variant: str
-    seed: int
-
-
 def fit(
     stores: Sequence[Any],
     saes: config.SAEs,
     *,
     seed: int,
+    keys: Sequence[Key] | None = None,
     device: torch.device | str = "cpu",
     splice: Splice | None = None,
     checkpoint: Path | None = None,
 ) -> Iterator[tuple[Key, TrainedSAE]]:
-    """Train every variant and seed on every store.
+    """Train every variant and seed on every store, or some of them.
 
     SAEs whose sparsity is given are trained together, in one pass over each store. Those with a `target_l0` are
     calibrated together, each round of the search being one pass. Every SAE but TopK then has its thresholds shifted, on
     training rows, to its target L0; the threshold of one with a given penalty stays as it was trained.
 
     Arguments:
-        stores: activation stores, as `saeflow.sae.trainer.train` takes them.
+        stores: activation stores of one width, as `saeflow.sae.trainer.train` takes them.
         saes: variants, seeds and training.
         seed: root of all draws.
+        keys: SAEs to train, if not all: whole groups of `saeflow.sae.sharing.groups`, for the bytes of one job for all.
         splice: loss of the model's output, for variants with `splice_kl`.
         checkpoint: file that holds the state of the pass in progress, as `train` takes it; an interrupted fit repeats
             the passes before that one and goes on inside it.
@@ -65,12 +58,21 @@ def fit(
         CalibrationError: a target L0 that no penalty reaches.
     """
 
-    rows = {i: calibration_rows(store, seed) for i, store in enumerate(stores)}
+    keys = keys_of(saes, len(stores)) if keys is None else list(keys)
+    stacked = groups(saes, len(stores), torch.device(device).type)
+    group_of = {key: i for i, group in enumerate(stacked) for key in group}
+    rows = {i: calibration_rows(stores[i], seed) for i in {key.store for key in keys}}
 
     def trained(of: Sequence[tuple[Key, config.SparseAutoencoder]]) -> list[TrainedSAE]:
         # The same first weights for all variants of a seed, so that they differ by their objective alone.
         members = [
-            Member(f"{key.variant}-s{key.seed}, store {key.store}", spec, child_seed(seed, "sae", key.seed), key.store)
+            Member(
+                f"{key.variant}-s{key.seed}, store {key.store}",
+                spec,
+                child_seed(seed, "sae", key.seed),
+                key.store,
+                group_of[key],
+            )
             for key, spec in of
         ]
         return train(stores, members, saes.training, seed=seed, device=device, splice=splice, checkpoint=checkpoint)
@@ -81,8 +83,7 @@ def fit(
             return result
         return replace(result, sae=adjust_threshold(result.sae.to(device), rows[key.store], target_l0).to("cpu"))
 
-    keys = [Key(*key) for key in product(range(len(stores)), saes.variants, saes.seeds)]
-    given = [key for key in keys if getattr(saes.variants[key.variant], "target_l0", None) is None]
+    given = [key for key in keys if not is_searched(saes.variants[key.variant])]
     if given:
         for key, result in zip(given, trained([(key, saes.variants[key.variant]) for key in given]), strict=True):
             yield key, adjusted(result, key, getattr(saes.variants[key.variant], "k", None))
@@ -120,10 +121,7 @@ def _goal(spec: config.Penalised, d_in: int) -> Goal:
     return Goal(spec.target_l0, grid, from_above=isinstance(spec, config.ReLU))
 
 
-def curves(results: Mapping[Key, TrainedSAE]) -> Iterator[dict[str, Any]]:
-    """One row per recorded step of every SAE."""
-    for key, result in results.items():
-        for values in zip(*result.curves.values(), strict=True):
-            yield {"store": key.store, "variant": key.variant, "sae_seed": key.seed} | dict(
-                zip(result.curves, values, strict=True)
-            )
+def curves(result: TrainedSAE) -> Iterator[dict[str, Any]]:
+    """One row per recorded step of an SAE."""
+    for values in zip(*result.curves.values(), strict=True):
+        yield dict(zip(result.curves, values, strict=True))

@@ -35,12 +35,14 @@ class Member:
         spec: variant and its settings; a penalty must be given.
         seed: of its own draws.
         store: which of the stores it is trained on.
+        group: only members of one group are stacked.
     """
 
     name: str
     spec: config.SparseAutoencoder
     seed: int
     store: int = 0
+    group: int = 0
 
 
 @runtime_checkable

@@ -17,14 +17,11 @@ from saeflow import config
 from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder
 from saeflow.sae.initialization import Normalization
+from saeflow.sae.sharing import stacks
 from saeflow.sae.stack import Member, Splice, Stack
 
 log = logging.getLogger(__name__)
 
-# Most rows times latents of all members of a stack. On one CPU thread, 24 SAEs stacked against one after another are 3
-# to 4 times as fast for 64 -> 64, batch 128; 1.7 to 2.2 for 64 -> 128, batch 256; 1.1 to 1.3 for 128 -> 512 and
-# 32 -> 512, batch 512, in stacks of 8. Larger stacks leave the cache: 1.0 there, and 0.8 for 128 -> 1024, batch 1024.
-_STACK_SIZE = {"cpu": 1 << 21, "cuda": 1 << 32}
 _CURVE_POINTS = 200
 _LOG_LINES = 10
 
@@ -57,7 +54,8 @@ def train(
 ) -> list[TrainedSAE]:
     """Train SAEs on one store or several, all of them on the same batches of their store.
 
-    What a member becomes does not depend on the others but for rounding: its draws come from its own seed.
+    What a member becomes does not depend on the others but for rounding, because its draws come from its own seed; and
+    with `Member.group` not on those of other groups at all.
 
     Arguments:
         stores: an activation store, or several that `Member.store` counts; each has `shape`, `rows(indices)` and
@@ -80,11 +78,13 @@ def train(
         normalizations = {i: _normalization(stores[i], training) for i in used}
         on_device = {i: normalizations[i].to(device) for i in used}
         groups = plan(members, stores, training, device)
-        stacks = [
+        stacked = [
             Stack([members[i] for i in group], stores, normalizations, training, device=device, splice=splice)
             for group in groups
         ]
-        log.info("%d SAEs in %d stacks, %d steps of %d", len(members), len(stacks), training.steps, training.batch_size)
+        log.info(
+            "%d SAEs in %d stacks, %d steps of %d", len(members), len(stacked), training.steps, training.batch_size
+        )
         streams = {
             i: stores[i].batches(
                 training.batch_size,
@@ -96,21 +96,21 @@ def train(
             for i in used
         }
         identity = _identity(members, training, seed, stores)
-        first = _resume(checkpoint, stacks, streams, identity)
+        first = _resume(checkpoint, stacked, streams, identity)
         curve_steps = max(1, training.steps // _CURVE_POINTS)
         log_steps = max(1, training.steps // _LOG_LINES)
         for step in range(first, training.steps):
             batches = {i: on_device[i](next(streams[i])) for i in used}
             last = step + 1 == training.steps
-            for stack in stacks:
+            for stack in stacked:
                 stack.step(_input(stack, batches), step, record=step % curve_steps == 0 or last)
             if checkpoint and training.checkpoint_steps and (step + 1) % training.checkpoint_steps == 0 and not last:
-                _save(checkpoint, step + 1, stacks, streams, identity)
+                _save(checkpoint, step + 1, stacked, streams, identity)
             if (step + 1) % log_steps == 0 or last:
-                _log_progress(step + 1, stacks)
+                _log_progress(step + 1, stacked)
         results = {
             i: TrainedSAE(members[i], stack.sae(j), stack.curves(j))
-            for group, stack in zip(groups, stacks, strict=True)
+            for group, stack in zip(groups, stacked, strict=True)
             for j, i in enumerate(group)
         }
     if checkpoint:
@@ -121,19 +121,9 @@ def train(
 def plan(
     members: Sequence[Member], stores: Sequence[Any], training: config.Training, device: torch.device | str
 ) -> list[list[int]]:
-    """Which members are stacked: those of one variant and size, as many at a time as pays."""
-    groups: dict[tuple, list[int]] = {}
-    for i, member in enumerate(members):
-        spec = member.spec
-        key = (type(spec), stores[member.store].shape[1], spec.d_sae, spec.dead_latents, bool(spec.splice_kl))
-        groups.setdefault((*key, getattr(spec, "prefixes", ())), []).append(i)
-    limit = _STACK_SIZE[torch.device(device).type]
-    stacks = []
-    for group in groups.values():
-        most = max(1, limit // (training.batch_size * members[group[0]].spec.d_sae))
-        n_stacks = -(-len(group) // most)
-        stacks += [group[i * len(group) // n_stacks : (i + 1) * len(group) // n_stacks] for i in range(n_stacks)]
-    return stacks
+    """Which members are stacked: those of one group, variant and size, as many at a time as pays."""
+    alike = [(member.group, stores[member.store].shape[1]) for member in members]
+    return stacks([m.spec for m in members], alike, training.batch_size, torch.device(device).type)
 
 
 def _check(members: Sequence[Member], stores: Sequence[Any], splice: Splice | None) -> None:
