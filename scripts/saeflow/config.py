@@ -48,8 +48,8 @@ class Compute(Section):
     threads: PositiveInt = Field(1, description="CPU threads of one job. More jobs at a time beat more threads a job.")
     matmul_precision: Literal["float32", "tf32"] = Field(
         "float32",
-        description="How a GPU multiplies float32 matrices: in `float32`, or in `tf32`, which is faster and rounds each "
-        "factor to 10 bits of mantissa.",
+        description="How a GPU multiplies float32 matrices: in `float32`, or in `tf32`, which is faster and rounds "
+        "each factor to 10 bits of mantissa.",
     )
 
     @model_validator(mode="after")
@@ -194,8 +194,8 @@ class Activations(Section):
     batch_size: PositiveInt = Field(2048, description="Images per forward pass of the capture.")
     shards: PositiveInt = Field(
         1,
-        description="Jobs that capture one set of networks, each its own part of every store. Chunks, and all that is "
-        "made from them, are the same for any number.",
+        description="Jobs that capture one set of networks, each its own part of every store. Chunks, and all that "
+        "is made from them, are the same for any number.",
     )
 
 

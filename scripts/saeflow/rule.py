@@ -2,13 +2,14 @@
 
 import inspect
 import logging
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from saeflow import gpu
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 log = logging.getLogger(__name__)
@@ -53,21 +54,21 @@ def _arguments(main: Callable[..., None], job: Any) -> dict[str, Any]:
 
 
 def _make_deterministic(threads: int, cfg: dict[str, Any]) -> None:
-    """Fix threads and algorithms of torch, where the script imported it."""
+    """Fix threads, algorithms, precision and card of torch, where the script imported it."""
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    device = cfg.get("device", "cpu")
-    if device == "cuda":
-        # cuBLAS reads this when its first handle is made; without it its sums depend on the stream.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if not torch.cuda.is_available():
-            raise RuntimeError("compute.device: 'cuda', but torch finds no CUDA device here; use 'cpu' or a GPU node")
+    processor = torch.backends.cpu.get_cpu_capability()
+    if cfg.get("device") == "cuda":
+        processor = gpu.prepare()
     torch.set_num_threads(threads)
+    precision = cfg.get("matmul_precision", "float32")
+    # Convolutions have a switch of their own, which is on by default.
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # What torch.use_deterministic_algorithms(True) sets, less its import of the compiler: 3.7 s of CPU per job.
     torch._C._set_deterministic_algorithms(True, warn_only=False)
     # It fills new memory with NaN too, up to 6 % of the training of small SAEs; nothing reads it before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    log.info(
-        "torch %s on %s, %d thread(s), %s", torch.__version__, device, threads, torch.backends.cpu.get_cpu_capability()
-    )
+    device = cfg.get("device", "cpu")
+    log.info("torch %s on %s, %d thread(s), %s, %s", torch.__version__, device, threads, processor, precision)

@@ -62,6 +62,8 @@ def test_every_study_that_ships_is_valid(path):
             "saes.variants.t.prefixes: [4, 2, 8] must ascend and end with d_sae 8",
         ),
         (study(features={"cards": {"variants": ["u"]}}), "features.cards.variants: 'u' is not in saes.variants (t)"),
+        (study(compute={"matmul_precision": "tf32"}), "compute.matmul_precision: 'tf32' needs a GPU, but device is"),
+        (study(activations={"shards": 0}), "activations.shards: 0 is not right"),
         (study(classifiers={"seeds": [1, 1]}), "classifiers.seeds: [1, 1] is not right: it names 1 twice"),
         (study(study="Bad name"), "study: 'Bad name' is not right"),
         ({}, "study: missing, and it has no default"),

@@ -1,11 +1,15 @@
 """The bridge from a job to main()."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from saeflow import rule
+from saeflow import gpu, rule
+from saeflow.reproduce import ENVIRONMENT
 
 
 class Named(dict):
@@ -66,3 +70,77 @@ def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path):
 
     with pytest.raises(SystemExit, match=r"compute.device: 'cuda', but torch finds no CUDA device here"):
         rule.run(main, job(tmp_path, cfg={"device": "cuda"}))
+
+
+def of_precision(precision: str) -> tuple[str, ...]:
+    """What torch is told in a process of its own: precision of products, of convolutions, and determinism."""
+    code = (
+        "import torch; from saeflow.rule import _make_deterministic as prepare;"
+        f"prepare(1, {{'device': 'cpu', 'matmul_precision': {precision!r}}});"
+        "print(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32,"
+        "torch.are_deterministic_algorithms_enabled())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(rule.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return tuple(run.stdout.split())
+
+
+def test_products_and_convolutions_are_in_the_precision_that_the_study_states():
+    assert of_precision("float32") == ("highest", "False", "True")
+    assert of_precision("tf32") == ("high", "True", "True")
+
+
+def test_the_log_says_on_what_and_in_which_precision_a_job_ran(tmp_path):
+    pytest.importorskip("torch")
+
+    def main(*, cfg):
+        pass
+
+    rule.run(main, job(tmp_path, cfg={"device": "cpu"}))
+    line = (tmp_path / "job.log").read_text()
+    assert " on cpu, 1 thread(s), " in line
+    assert ", float32\n" in line
+
+
+@pytest.mark.parametrize("found", [None, ":16:8"])
+def test_a_gpu_job_that_was_started_without_its_environment_is_refused(found):
+    gpu.check_environment(ENVIRONMENT)
+    environment = {} if found is None else {"CUBLAS_WORKSPACE_CONFIG": found}
+    with pytest.raises(RuntimeError, match=f"CUBLAS_WORKSPACE_CONFIG: {found!r} must be ':4096:8'"):
+        gpu.check_environment(environment)
+
+
+def test_jobs_at_the_same_time_take_different_cards_until_all_are_taken(tmp_path):
+    code = (
+        "import sys, pathlib; from saeflow import gpu;"
+        "print(gpu.claim(['0', '1'], pathlib.Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(rule.__file__).parents[1])}
+
+    def start() -> tuple[subprocess.Popen, str]:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.Popen(command, env=environment, stdin=-1, stdout=subprocess.PIPE, text=True)
+        return process, process.stdout.readline().strip()
+
+    (first, a), (second, b), (third, c) = start(), start(), start()
+    assert (a, b) == ("0", "1")
+    assert c in ("0", "1")
+    first.communicate()
+    fourth, d = start()
+    assert d == "0"
+    for process in (second, third, fourth):
+        process.communicate()
+
+
+def test_a_job_on_a_gpu_logs_its_card(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: needs a GPU and its driver")
+
+    def main(*, cfg):
+        assert torch.ones(1, device="cuda").get_device() == torch.cuda.current_device()
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    rule.run(main, job(tmp_path, cfg={"device": "cuda"}))
+    assert f"card {torch.cuda.current_device()}: " in (tmp_path / "job.log").read_text()

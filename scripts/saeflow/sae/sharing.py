@@ -1,8 +1,8 @@
 """Which SAEs of a study are trained as one stack, and which job trains them.
 
 Stacks follow from the study and the kind of device, not from the number of jobs, and a job has whole stacks: so a job
-computes for each of its SAEs what a single job for all would. What a stack holds shows in the last bits: vectorised loops
-end elsewhere, TopK members of unlike k are selected by the largest, a penalised stack leaves the dense route as one.
+computes for each of its SAEs what a single job for all would. What a stack holds shows in the last bits: vectorised
+loops end elsewhere, TopK members of unlike k are selected by the largest, a penalised stack changes routes as one.
 
 Torch is not imported, because the Snakefile asks as well.
 """
