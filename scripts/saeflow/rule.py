@@ -30,7 +30,7 @@ def run(main: Callable[..., None], job: Any) -> None:
     started = time.perf_counter()
     try:
         arguments = _arguments(main, job)
-        _make_deterministic(job.threads, arguments.get("cfg", {}))
+        make_deterministic(job.threads, arguments.get("cfg", {}))
         main(**arguments)
     except Exception as error:
         log.error("failed after %.1f s\n%s", time.perf_counter() - started, traceback.format_exc())
@@ -53,7 +53,7 @@ def _arguments(main: Callable[..., None], job: Any) -> dict[str, Any]:
     return {name: named[name] for name in wanted if name in named}
 
 
-def _make_deterministic(threads: int, cfg: dict[str, Any]) -> None:
+def make_deterministic(threads: int, cfg: dict[str, Any]) -> None:
     """Fix threads, algorithms, precision and card of torch, where the script imported it."""
     torch = sys.modules.get("torch")
     if torch is None:

@@ -75,7 +75,7 @@ def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path):
 def of_precision(precision: str) -> tuple[str, ...]:
     """What torch is told in a process of its own: precision of products, of convolutions, and determinism."""
     code = (
-        "import torch; from saeflow.rule import _make_deterministic as prepare;"
+        "import torch; from saeflow.rule import make_deterministic as prepare;"
         f"prepare(1, {{'device': 'cpu', 'matmul_precision': {precision!r}}});"
         "print(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32,"
         "torch.are_deterministic_algorithms_enabled())"

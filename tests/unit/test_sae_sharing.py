@@ -23,7 +23,7 @@ def saes(shards=1, **training) -> config.SAEs:
         "topk_more": {"architecture": "topk", "d_sae": 30, "k": 5},
         "batchtopk": {"architecture": "batchtopk", "d_sae": 30, "k": 3},
         "wide": {"architecture": "batchtopk", "d_sae": 44, "k": 3},
-        "relu": {"architecture": "relu", "d_sae": 30, "target_l0": 6},
+        "relu": {"architecture": "relu", "d_sae": 30, "target_l0": 11},
         "relu_given": {"architecture": "relu", "d_sae": 30, "penalty": 0.5},
     }
     return config.SAEs.model_validate(

@@ -1,0 +1,118 @@
+"""SAE training on a GPU against the card's own matrix products, and whether two trainings have the same bytes.
+
+    python benchmarks/gpu.py [--device cuda] [--shape large] [--steps 200]
+
+The numbers that docs/gpu.md asks for. For float32 and tf32: the rate of one large matrix product; one training step of
+each SAE variant, in wall time, over that of the five dense products of its shape, timed in turn; rows per second; and a
+digest of two trainings, each in a process of its own. With `--device cpu` it runs where there is no card.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+
+from peers import SHAPES  # noqa: E402
+from protocol import Floor, Shape, activations  # noqa: E402
+from sae_training_step import spec_of  # noqa: E402
+
+from saeflow import config  # noqa: E402
+from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.reproduce import ENVIRONMENT  # noqa: E402
+from saeflow.rule import make_deterministic  # noqa: E402
+from saeflow.sae.stack import Member  # noqa: E402
+from saeflow.sae.trainer import train  # noqa: E402
+
+VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu 1 %", "gated 1 %")
+PRODUCT = {"cpu": 1024, "cuda": 8192}
+STORE_BATCHES = 16
+
+
+def seconds(work: Callable[[], object], device: str, rounds: int = 5) -> float:
+    """Least wall time of one call, from and to an idle device."""
+    times = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def measure(shape: Shape, device: str, precision: str, steps: int) -> dict:
+    """All numbers of one precision, of this process."""
+    make_deterministic(1, {"device": device, "matmul_precision": precision})
+    n = PRODUCT[device]
+    a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device)
+    result = {"product_tflops": 2e-12 * n**3 / seconds(lambda: a @ a, device)}
+    floor = Floor(shape)
+    floor.x, floor.w, floor.z = (tensor.to(device) for tensor in (floor.x, floor.w, floor.z))
+    floor.out = {size: tensor.to(device) for size, tensor in floor.out.items()}
+    floor_s = seconds(floor, device)
+    result["name"] = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    store = ActivationStore.from_array(torch.cat(list(activations(shape, STORE_BATCHES))))
+    for variant in VARIANTS:
+        training = config.Training(steps=steps, batch_size=shape.batch, warmup_steps=0, sparsity_warmup_steps=0)
+        fitted = []
+
+        def fit(variant: str = variant, training: config.Training = training, fitted: list = fitted) -> None:
+            fitted[:] = train(store, [Member(variant, spec_of(variant, shape), 0)], training, device=device)
+
+        step_s = seconds(fit, device, rounds=1) / steps
+        digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in fitted[0].sae.parameters()))
+        result[variant] = {
+            "ms": 1e3 * step_s,
+            "over_products": step_s / floor_s,
+            "rows_per_s": shape.batch / step_s,
+            "sha256": digest.hexdigest(),
+        }
+    return result
+
+
+def in_a_process(arguments: argparse.Namespace, precision: str) -> dict:
+    """`measure` in a process of its own, started with what a job would find."""
+    command = [sys.executable, __file__, "--precision", precision]
+    command += ["--device", arguments.device, "--shape", arguments.shape, "--steps", str(arguments.steps)]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=PRODUCT, default="cuda")
+    parser.add_argument("--shape", choices=SHAPES, default="large")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--precision", choices=("float32", "tf32"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shape = SHAPES[arguments.shape]
+    if arguments.precision:
+        print(json.dumps(measure(shape, arguments.device, arguments.precision, arguments.steps)))
+        return
+    for precision in ("float32", "tf32") if arguments.device == "cuda" else ("float32",):
+        first, second = (in_a_process(arguments, precision) for _ in range(2))
+        print(
+            f"{first['name']}, {precision}: matrix product {first['product_tflops']:.3g} TFLOP/s; {shape}", flush=True
+        )
+        for variant in VARIANTS:
+            one, other = first[variant], second[variant]
+            print(
+                f"{variant:14} {one['ms']:9.2f} ms a step, {one['over_products']:6.2f} x five products, "
+                f"{one['rows_per_s']:10.0f} rows a second, {one['sha256'][:12]}, "
+                f"{'the same again' if one['sha256'] == other['sha256'] else 'NOT the same again'}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
