@@ -22,8 +22,8 @@ rule probe:
 """
 
 
-def test_jobs_have_their_environment_before_their_process_starts(tmp_path):
-    root = copy_project(tmp_path / "project")
+def test_jobs_have_their_environment_before_their_process_starts(tmp_path, tmp_path_factory):
+    root = copy_project(tmp_path_factory.mktemp("project"))
     (root / "Probe").write_text(PROBE)
     command = [
         sys.executable,
