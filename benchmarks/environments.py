@@ -3,9 +3,9 @@
     python benchmarks/environments.py create NAME   make it unless it is up to date; prints its interpreter
     python benchmarks/environments.py lock NAME     pin what NAME.in allows today
 
-torch and its CUDA libraries are not in these locks: they come from envs/torch-cpu.lock, or where no CPU build is
-offered from envs/torch-cuda.lock. torchvision is in none of them: the index serves only a CUDA build, which breaks the
-import of transformers beside a CPU build of torch, and what is compared here needs no images.
+torch and its CUDA libraries are not in these locks: where the .in names torch, they come from envs/torch-cpu.lock, or
+where no CPU build is offered from envs/torch-cuda.lock. torchvision is in none of them: the index serves only a CUDA
+build, which breaks the import of transformers beside a CPU build of torch, and what is compared here needs no images.
 """
 
 import argparse
@@ -55,24 +55,14 @@ def create(name: str) -> Path:
 
 
 def _install(python: Path, lock: Path) -> None:
-    """Install a lock, which is complete, with the first build of torch that this machine offers."""
-    for last, torch in zip((False, True), TORCH_LOCKS, strict=True):
+    """Install a lock, which is complete, with the first build of torch that this machine offers if its .in names it."""
+    torches = TORCH_LOCKS if re.search("^torch", lock.with_suffix(".in").read_text(), re.MULTILINE) else (None,)
+    for torch in torches:
+        files = [argument for file in (torch, lock) if file for argument in ("-r", file)]
         try:
-            _uv(
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--require-hashes",
-                "--python",
-                python,
-                "-r",
-                torch,
-                "-r",
-                lock,
-            )
+            _uv("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", python, *files)
         except NotInstallableError:
-            if last:
+            if torch is torches[-1]:
                 raise
         else:
             return

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Make or update the virtual environment in the folder $1 from the hashed locks. Needs python3 (3.11 or newer).
+# With a folder $2, as in an image: one environment for each file of conda specs there, too.
 set -eu
 venv=$1
 here=$(dirname "$0")
@@ -22,7 +23,8 @@ python="$venv/bin/python"
 "$python" -m uv --version >/dev/null 2>&1 || "$python" -m pip install --quiet --require-hashes -r "$here/uv.lock"
 
 # uv does not read pip's settings: a machine set up for pip (a mirror, a folder of wheels) serves uv as well.
-setting() { "$python" -m pip config get "$1" 2>/dev/null || true; }
+# `pip config get` knows the user's file alone; the list has the machine's as well.
+setting() { "$python" -m pip config list 2>/dev/null | sed -n "s/^$1='\(.*\)'$/\1/p"; }
 export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(setting global.find-links)}}"
 index="${PIP_INDEX_URL:-$(setting global.index-url)}"
 [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
@@ -36,6 +38,8 @@ if [ -z "${TORCH_BUILD:-}" ] && ! command -v nvidia-smi >/dev/null && install --
 fi
 echo "saeflow: installing into $venv with the $build build of torch"
 install --quiet -r "$here/requirements.lock" -r "$here/torch-$build.lock"
-# `import saeflow` for notebooks; scripts of the workflow find it by themselves.
-"$python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "saeflow.pth").write_text(sys.argv[1] + "\n")' \
-    "$(cd "$here/../scripts" && pwd)"
+# `import saeflow` for notebooks, where the library lies beside; scripts of the workflow find it by themselves.
+if library=$(cd "$here/../scripts" 2>/dev/null && pwd); then
+    "$python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "saeflow.pth").write_text(sys.argv[1] + "\n")' "$library"
+fi
+[ -z "${2:-}" ] || "$python" "$here/rule_environments.py" "$2"

@@ -1,4 +1,5 @@
-"""Pin requirements.in into requirements.lock (everything) and torch-cuda.lock (torch with its CUDA libraries).
+"""Pin requirements.in into requirements.lock (everything) and torch-cuda.lock (torch with its CUDA libraries), and what
+slurm.in adds to it into slurm.lock.
 
 torch has two builds: the CUDA build that the package index serves, and a CPU build that a machine may offer on its own
 (find-links or an own index). A lock line can name only one, so torch lives in files of its own:
@@ -15,15 +16,29 @@ CUDA = re.compile(r"(torch|triton|nvidia-|cuda-)")
 
 
 def main() -> None:
+    blocks = pins("requirements.in")
+    write("requirements.lock", [block for block in blocks if not CUDA.match(block)])
+    write("torch-cuda.lock", [block for block in blocks if CUDA.match(block)])
+    # Installed on top of the environment, so that it never holds another version of a package that is there.
+    on_top = pins("slurm.in", "--constraint", HERE / "requirements.lock")
+    write("slurm.lock", [block for block in on_top if name_of(block) not in map(name_of, blocks)])
+
+
+def pins(source: str, *flags: str | Path) -> list[str]:
+    """The lines of each package that the source allows today, with their digests."""
     command = "uv pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes"
-    flags = ["--no-header", "--no-annotate", "--no-emit-index-url", "--quiet"]
-    pins = subprocess.run(
-        [sys.executable, "-m", *command.split(), *flags, HERE / "requirements.in"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    blocks = re.findall(r"^[a-zA-Z0-9].*?(?=^\S|\Z)", pins, re.DOTALL | re.MULTILINE)
-    for name, wanted in (("requirements.lock", False), ("torch-cuda.lock", True)):
-        (HERE / name).write_text("".join(block for block in blocks if bool(CUDA.match(block)) == wanted))
+    command += " --no-header --no-annotate --no-emit-index-url --quiet"
+    run = [sys.executable, "-m", *command.split(), HERE / source, *flags]
+    lines = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    return re.findall(r"^[a-zA-Z0-9].*?(?=^\S|\Z)", lines, re.DOTALL | re.MULTILINE)
+
+
+def name_of(block: str) -> str:
+    return block.partition("==")[0]
+
+
+def write(name: str, blocks: list[str]) -> None:
+    (HERE / name).write_text("".join(blocks))
 
 
 if __name__ == "__main__":

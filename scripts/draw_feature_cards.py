@@ -22,7 +22,7 @@ def main(*, dataset: Path, arrays: Path, table: Path, cards: Path, gallery: Path
     data, rows = ImageDataset.load(dataset), pq.read_table(table).to_pylist()
     first = rows[0]
     names = [str(first[name]) for name in ("architecture", "role", "hook_point", "variant")]
-    with np.load(arrays) as archive:
+    with np.load(arrays, allow_pickle=False) as archive:
         features = Features(
             rows,
             dict(archive),

@@ -1,0 +1,146 @@
+"""The smoke study inside the image that containers/ describes, built here on Debian instead of the CUDA base."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import workflow_image
+from workflow_image import WorkflowImage
+
+ROOT = Path(__file__).parents[2]
+IMAGE = Path("containers/saeflow.sif")  # in the folder that Snakemake works in
+# The study is built in a folder of its own, so that the checkout must be named.
+BOUND = f"--apptainer-args=--nv --bind {ROOT}"
+CONTAINER = ("--workflow-profile", ROOT / "workflow/profiles/container", BOUND)
+
+
+def snakemake(
+    work: Path, *arguments: object, root: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake on the smoke study in a folder."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", root / "Snakefile", *arguments, "--cores", "2"]
+    study = ["--directory", work, "--configfile", root / "config/studies/smoke.yaml"]
+    return subprocess.run(
+        list(map(str, [*command, *study])),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=900,
+    )
+
+
+def succeeded(run: subprocess.CompletedProcess[str]) -> str:
+    """What Snakemake said."""
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-8000:]
+    return run.stdout + run.stderr
+
+
+def manifest(work: Path) -> str:
+    return (work / "results/smoke/MANIFEST.sha256").read_text()
+
+
+def offer(image: Path, work: Path) -> Path:
+    """Put an image where the workflow looks for it."""
+    (work / IMAGE.parent).mkdir(parents=True, exist_ok=True)
+    (work / IMAGE).symlink_to(image)
+    return work
+
+
+@pytest.fixture(scope="module")
+def image() -> WorkflowImage:
+    missing = [name for name in workflow_image.PROGRAMS if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here; as root: sh tests/integration/setup/containers.sh")
+    if os.getuid():
+        pytest.skip("an image is built by root alone")
+    if not version("torch").endswith("+cpu"):
+        pytest.skip("the CPU build of torch is not in use here, and an image of the CUDA build is gigabytes")
+    try:
+        return workflow_image.build()
+    except workflow_image.NoBaseError as error:
+        pytest.skip(f"no Debian root file system to build on: {error}")
+
+
+@pytest.fixture(scope="module")
+def built(image, tmp_path_factory) -> Path:
+    """Folder with the study built inside the image, by the profile that ships."""
+    work = offer(image.root, tmp_path_factory.mktemp("contained"))
+    said = succeeded(snakemake(work, *CONTAINER))
+    # Every job but the two that only collect files.
+    assert (
+        said.count(f"Activating singularity image {IMAGE}") == int(re.search(r"(\d+) of \1 steps", said).group(1)) - 1
+    )
+    return work
+
+
+def test_the_image_holds_the_locked_packages_and_not_the_library(image):
+    pins = "".join((ROOT / "envs" / name).read_text() for name in ("requirements.lock", "torch-cpu.lock"))
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", pins, re.MULTILINE))
+    installed = dict(line.split("==") for line in image.freeze.splitlines() if not line.startswith("uv=="))
+    assert installed.items() <= locked.items()
+    assert {"torch", "snakemake", "zarr", "pyarrow"} <= set(installed)
+    # The jobs take it from the project, where an edit of it counts.
+    assert "No module named 'saeflow'" in image.run("python", "-c", "import saeflow").stderr
+
+
+def test_a_study_in_the_image_has_the_bytes_of_a_local_one(built, tmp_path):
+    succeeded(snakemake(tmp_path))
+    assert manifest(built) == manifest(tmp_path)
+
+
+def test_a_rule_finds_its_own_environment_in_the_image(image, built, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(built, work, symlinks=True)
+    results = work / "results/smoke"
+    # One job of each environment, and what depends on them.
+    (results / "MANIFEST.sha256").unlink()
+    (results / "tables/saes.parquet").unlink()
+    next(results.glob("saes/SimpleNN-full/*.metrics.parquet")).unlink()
+    said = succeeded(snakemake(work, "verify", "--rerun-triggers", "mtime", "--sdm", "conda", "apptainer", BOUND))
+    for name in ("data", "publish", "torch"):
+        digest = hashlib.md5((ROOT / f"envs/{name}.yaml").read_bytes()).hexdigest()
+        assert f"conda-envs/{digest}" in said, name
+    assert manifest(work) == manifest(built)
+
+
+def test_a_rules_environment_has_its_packages_alone(image):
+    digest = hashlib.md5((ROOT / "envs/data.yaml").read_bytes()).hexdigest()
+    python = f"/conda-envs/{digest}/bin/python"
+    assert image.run(python, "-c", "import numpy, sklearn.datasets, pydantic").returncode == 0
+    for package in ("torch", "pandas", "snakemake"):
+        assert f"No module named '{package}'" in image.run(python, "-c", f"import {package}").stderr
+
+
+def test_environments_changed_after_the_image_are_refused(image, tmp_path):
+    project, work = tmp_path / "project", offer(image.root, tmp_path / "work")
+    project.mkdir()
+    for part in ("Snakefile", "config", "envs", "scripts", "workflow"):
+        source = ROOT / part
+        shutil.copytree(source, project / part) if source.is_dir() else shutil.copy2(source, project / part)
+    with open(project / "envs/data.yaml", "a") as file:
+        file.write("  - xarray=2026.1.0\n")
+    run = snakemake(work, "datasets", "--sdm", "conda", "apptainer", root=project)
+    assert run.returncode != 0
+    assert "Unable to find environment in container image" in run.stdout + run.stderr
+
+
+def test_a_package_that_the_image_lacks_is_not_taken_from_the_host(image, tmp_path):
+    poorer = tmp_path / "root"
+    subprocess.run(["cp", "--archive", "--link", image.root, poorer], check=True)
+    (package,) = poorer.glob("opt/saeflow/venv/lib/python3*/site-packages/sklearn")
+    shutil.rmtree(package)
+    work = offer(poorer, tmp_path / "work")
+
+    run = snakemake(work, "datasets", *CONTAINER)
+    assert run.returncode != 0
+    assert "ModuleNotFoundError: No module named 'sklearn'" in run.stdout + run.stderr
+    assert not (work / "results/smoke/datasets/digits.npz").exists()
+
+    # Without the filter in saeflow/__init__.py the host's package would have served, unnoticed.
+    succeeded(snakemake(work, "datasets", *CONTAINER, SAEFLOW_ISOLATE="0"))
