@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import ImageFont
 
-from saeflow.publish import figures, report, style, tables
+from saeflow.publish import canvas, figures, report, style, tables
 
 
 def saes() -> pd.DataFrame:
@@ -75,6 +76,11 @@ def test_a_figure_has_the_same_bytes_each_time(tmp_path, name):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
+def test_the_quality_of_a_single_variant_is_drawn():
+    figure = figures.sae_quality(saes().query("variant == 'topk'"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["topk"]
+
+
 def test_every_figure_has_a_caption():
     assert set(report.CAPTIONS) == set(figures.FIGURES)
 
@@ -100,3 +106,8 @@ def test_the_report_shows_every_figure_gallery_and_number(tmp_path):
     assert "Features &lt;b&gt; &amp; more" in html
     assert "94.0 %" in html
     assert html.count("<tr><td>") == 4 + 1
+
+
+def test_text_on_cards_is_laid_out_without_the_libraries_of_the_machine():
+    # Where libfribidi is there, Pillow would let Raqm do it, and the pixels would be others.
+    assert canvas._font(12, False).layout_engine == ImageFont.Layout.BASIC

@@ -1,4 +1,7 @@
-# What readers see: tables, figures drawn from the tables alone, the report, and the digests of everything.
+# What readers see: tables, figures drawn from the tables alone, the report, the digests of everything, and the crate.
+import snakemake
+
+from saeflow.publish.crate_layout import project_files
 
 # What the report says of the config: not where the files lie, in how many jobs they were made, or what the study is
 # compared with.
@@ -12,6 +15,8 @@ SHOWN = STUDY.model_dump(
         "saes": {"shards"},
     },
 )
+# What the crate says of it: all but paths of this machine.
+CRATED = STUDY.model_dump(mode="json", exclude={"reference": True, "dataset": {"data_dir"}})
 TABLES = ["classifiers"]
 FIGURES = ["classifiers"]
 if CAPTURED:
@@ -177,3 +182,30 @@ rule verify:
         cfg=settings("verify", reference=STUDY.reference),
     script:
         "../../scripts/verify_study.py"
+
+
+rule write_crate:
+    input:
+        manifest=rules.write_manifest.output.manifest,
+        project=lambda _: [f"{workflow.basedir}/{name}" for name in project_files(Path(workflow.basedir))],
+        lib=library("write_crate"),
+    output:
+        crate="<results>.crate.zip",
+    log:
+        "<results>/logs/write_crate.log",
+    benchmark:
+        "<results>/benchmarks/write_crate.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        mem_mb=memory(500),
+        runtime=30,
+    params:
+        cfg=settings(study=CRATED, snakemake=snakemake.__version__),
+    script:
+        "../../scripts/write_crate.py"
+
+
+rule crate:
+    input:
+        rules.write_crate.output,

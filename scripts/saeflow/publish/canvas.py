@@ -104,9 +104,10 @@ def _stamp(text: str, size: int, bold: bool) -> tuple[Image.Image, float]:
 
 @lru_cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along."""
+    """DejaVu Sans, which matplotlib brings along, laid out by Pillow alone: Raqm needs a library of the machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache

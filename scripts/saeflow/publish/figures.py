@@ -34,9 +34,9 @@ def sae_quality(table: pd.DataFrame) -> plt.Figure:
         axes.set_ylabel(QUALITY[metric])
     rows[1].axhline(0, color="black", linewidth=0.6)
     handles, labels = rows[0].get_legend_handles_labels()
-    rows[0].get_legend().remove()
-    for axes in rows[1:]:
-        axes.get_legend().remove()
+    for axes in rows:
+        if legend := axes.get_legend():  # a single variant has none
+            legend.remove()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 

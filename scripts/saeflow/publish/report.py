@@ -1,10 +1,8 @@
 """The report: one HTML page beside the results, which opens from disk and needs no network."""
 
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml
 
 from saeflow.publish.injection_report import share
 from saeflow.publish.injection_tables import plain
+from saeflow.record import versions
 
 CAPTIONS = {
     "classifiers": "Test accuracy of every network on the classes that it was trained on.",
@@ -26,7 +25,6 @@ CAPTIONS = {
     "hypotheses": "How well each latent's hypothesis, chosen on the training split, tells on held-out images when the "
     "latent fires (AUROC); dashed: the same with the images shuffled against the latent.",
 }
-PACKAGES = ("torch", "numpy", "zarr", "safetensors", "scikit-learn", "snakemake")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ def render(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"table": _rows, "share": share, "plain": plain}
-    versions = {package: metadata.version(package) for package in PACKAGES if _installed(package)}
     return environment.get_template("report.html.j2").render(
         study=study,
         study_yaml=yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True),
@@ -86,16 +83,8 @@ def render(
         figures=figures,
         galleries=list(galleries),
         injection=injection,
-        versions={"python": platform.python_version(), **versions},
+        versions=versions(),
     )
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _rows(table: pd.DataFrame) -> dict[str, list[Any]]:

@@ -1,0 +1,35 @@
+"""What a study's crate holds and where: the workflow at its root, what the study shows below `study/`."""
+
+from pathlib import Path
+
+METADATA = "ro-crate-metadata.json"
+STUDY = "study"
+STUDY_FILE = f"{STUDY}/study.yaml"
+MANIFEST = f"{STUDY}/MANIFEST.sha256"
+
+_PARTS = (
+    *("Snakefile", "Makefile", "README.md", "LICENSE", "CITATION.cff", "pyproject.toml"),
+    *("config", "containers", "envs", "scripts", "workflow"),
+)
+# Images, caches and an editor's leavings lie between the sources.
+_SOURCES = {".Dockerfile", ".def", ".in", ".j2", ".json", ".lock", ".md", ".py", ".rst", ".sh", ".smk", ".yaml"}
+
+
+def project_files(root: Path) -> list[str]:
+    """Files of the workflow that a crate carries, relative to the project's root, sorted.  A crate's root is one too.
+
+    Raises:
+        FileNotFoundError: the folder lacks a part of a project.
+    """
+    found = set()
+    for part in _PARTS:
+        path = root / part
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: not there, but a crate carries the whole workflow")
+        found |= {file for file in path.rglob("*") if file.suffix in _SOURCES} if path.is_dir() else {path}
+    return sorted(file.relative_to(root).as_posix() for file in found)
+
+
+def is_shown(name: str) -> bool:
+    """Whether a file of the study's manifest is in the crate; activations, weights and arrays are there by digest."""
+    return not name.startswith("activations/") and not name.endswith((".safetensors", ".npz"))
