@@ -16,7 +16,7 @@ pathvars:
     results=f"results/{STUDY.study}",
 
 
-container: "containers/saeflow.sif"
+containerized: "containers/saeflow.sif"
 
 
 include: "workflow/rules/datasets.smk"

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py [--device cuda] [--shape large] [--steps 200]
 
-The numbers that docs/gpu.md asks for. For float32 and tf32: the rate of one large matrix product; one training step of
-each SAE variant, in wall time, over that of the five dense products of its shape, timed in turn; rows per second; and a
-digest of two trainings, each in a process of its own. With `--device cpu` it runs where there is no card.
+The numbers that docs/gpu.md asks for. For float32 and tf32: the rate of one large matrix product; wall time per step of
+a whole training of each SAE variant, reading included, over that of the five dense products of its shape; rows per
+second; and digests of two trainings, each in a process of its own. `--device cpu` runs it where there is no card.
 """
 
 import argparse

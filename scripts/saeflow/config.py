@@ -4,7 +4,7 @@ Nothing heavier than pydantic is imported here: the Snakefile reads this module 
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -23,10 +23,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+from saeflow.redaction import has_password, is_secret_name
+
+# Names become files and folders of the results: no separator, no dot in front, and short enough for every disk.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
+# What is only read may lie anywhere; braces and angle brackets would be Snakemake's wildcards and variables.
+PathToRead = Annotated[str, Field(pattern=r"^[^\x00-\x1f{}<>]+$", max_length=4095)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist_letters"]
-Architecture = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
+Architecture = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 N_CLASSES: dict[Dataset, int] = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "kmnist": 10, "emnist_letters": 26}
 
@@ -65,7 +71,7 @@ class Data(Section):
     name: Dataset = Field(
         "digits", description="`digits` is scikit-learn's and needs no file; the others have MNIST's layout."
     )
-    data_dir: str | None = Field(
+    data_dir: PathToRead | None = Field(
         None,
         description="Folder that holds `<Name>/raw/*-ubyte.gz` (torchvision's layout) or the files themselves, packed "
         "or not. Without it they are downloaded.",
@@ -96,8 +102,8 @@ def _each_once(values: tuple) -> tuple:
     return values
 
 
-HookPoint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
-Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)]
+HookPoint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=64)]
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(_each_once)]
 
 
 class Layers(Section):
@@ -492,8 +498,8 @@ class Study(Section):
     """One study: everything that it shows is built under `results/<study>/`."""
 
     study: Name = Field(description="Name of the study and of its folder under `results/`.")
-    seed: NonNegativeInt = Field(0, description="Root of every random draw; child seeds are derived from names.")
-    reference: str | None = Field(
+    seed: Seed = Field(0, description="Root of every random draw; child seeds are derived from names.")
+    reference: PathToRead | None = Field(
         None,
         description="What `verify` compares with: a `MANIFEST.sha256` (exact) or a study's folder (tables, within "
         "`verify`'s tolerances).",
@@ -608,6 +614,8 @@ def parse(config: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: a line per mistake, each naming the key, its value and what would be right.
     """
+    if secrets := list(_secrets(config, "")):
+        raise ConfigError("\n".join(secrets))
     try:
         return Study.model_validate(config)
     except ValidationError as error:
@@ -618,6 +626,20 @@ def load(path: Path | str) -> Study:
     """Study of a YAML file; raises ConfigError as `parse` does."""
     with open(path) as file:
         return parse(yaml.safe_load(file) or {})
+
+
+def _secrets(value: Any, key: str) -> Iterator[str]:
+    """A line for each secret of a study, which is published with its results; none shows the secret."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _secrets(inner, f"{key}.{name}".lstrip("."))
+    elif is_secret_name(key.rpartition(".")[2]):
+        yield f"{key}: a secret has no place in a study; drop the key, and set the environment variable of its library"
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _secrets(inner, f"{key}.{i}")
+    elif isinstance(value, str) and has_password(value):
+        yield f"{key}: a URL with a password has no place in a study; keep the URL in an environment variable"
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

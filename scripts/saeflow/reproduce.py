@@ -1,7 +1,9 @@
 """Same config, same bytes: child seeds, digests, the manifest of a study, and the comparison of two studies."""
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,20 @@ def sha256_file(path: Path | str) -> str:
 def write_json(path: Path | str, content: Any) -> None:
     """Write JSON with sorted keys, so that equal content is equal bytes; NaN and infinity are refused."""
     Path(path).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path | str, arrays: Mapping[str, Any]) -> None:
+    """Write an uncompressed .npz that equal arrays make equal under every version of Python.
+
+    numpy's own has entries of unstated size, whose headers changed with Python 3.11.4.
+    """
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getbuffer())
 
 
 def manifest(root: Path, paths: Iterable[Path]) -> dict[str, str]:

@@ -6,10 +6,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from saeflow import gpu
+from saeflow import gpu, record
+from saeflow.advice import advice
+from saeflow.redaction import redact
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 log = logging.getLogger(__name__)
@@ -23,12 +26,12 @@ def run(main: Callable[..., None], job: Any) -> None:
             single file as a Path, several as a list of Paths, a param as it is. `cfg` is the rule's dict of settings.
         job: the `snakemake` object of a `script:` job.
     Raises:
-        SystemExit: main failed. The traceback is in the job's log, its last line on standard error too.
+        SystemExit: main failed. The traceback is in the job's log, its last line on standard error too, both without
+            the secrets that the environment holds.
     """
-    logging.basicConfig(filename=str(job.log[0]), filemode="w", level=logging.INFO, format=_LOG_FORMAT, force=True)
-    logging.captureWarnings(True)
-    started = time.perf_counter()
+    started, date = time.perf_counter(), datetime.now(UTC)
     try:
+        _open_log(Path(job.log[0]))
         arguments = _arguments(main, job)
         make_deterministic(job.threads, arguments.get("cfg", {}))
         main(**arguments)
@@ -36,8 +39,27 @@ def run(main: Callable[..., None], job: Any) -> None:
         log.error("failed after %.1f s\n%s", time.perf_counter() - started, traceback.format_exc())
         logging.shutdown()
         # A message of its own, not a traceback: the reader of the terminal wants the cause.
-        raise SystemExit(f"{job.rule}: {type(error).__name__}: {error}\n(traceback in {job.log[0]})") from None
+        what_to_do = advice(error, list(job.input), list(job.output))
+        lines = [f"{job.rule}: {type(error).__name__}: {error}", *what_to_do]
+        raise SystemExit(redact("\n".join([*lines, f"(traceback in {job.log[0]})"]))) from None
     log.info("done in %.1f s", time.perf_counter() - started)
+    record.write(job.rule, job.threads, arguments.get("cfg", {}).get("device", "cpu"), date)
+
+
+class _Formatter(logging.Formatter):
+    """Lines, exceptions too, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _open_log(path: Path) -> None:
+    # A log that the full disk does not take must not hide the message that says so.
+    logging.raiseExceptions = False
+    handler = logging.FileHandler(path, mode="w")
+    handler.setFormatter(_Formatter(_LOG_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.captureWarnings(True)
 
 
 def _arguments(main: Callable[..., None], job: Any) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def test_stores_hold_what_the_network_computes_from_every_image(tmp_path, saved,
     capture_activations.main(
         dataset=saved,
         weights=weights[1],
+        parts=[folder / "part-0" for folder in folders],
         manifests=[folder / "manifest.json" for folder in folders],
         cfg=cfg | {"seeds": [5, 3]},
     )
@@ -169,4 +170,6 @@ def test_a_seed_that_was_not_trained_is_refused(tmp_path, saved):
     weights = [tmp_path / "full.safetensors", tmp_path / "target.safetensors"]
     train_classifiers.main(dataset=saved, weights=weights, cfg=study("FFN"))
     with pytest.raises(ClassifierError, match=r"full\.safetensors: holds seeds \[3, 5\], asked for \[4\]"):
-        capture_activations.main(dataset=saved, weights=weights[0], manifests=[], cfg=study() | {"seeds": [3, 4]})
+        capture_activations.main(
+            dataset=saved, weights=weights[0], parts=[], manifests=[], cfg=study() | {"seeds": [3, 4]}
+        )

@@ -1,7 +1,9 @@
 """Seeds, digests and comparisons."""
 
 import subprocess
+import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,6 +15,21 @@ def test_a_child_seed_depends_on_the_names_alone():
     assert reproduce.child_seed(0, "sae", 1) == 1202006586925787213
     assert reproduce.child_seed(0, "sae", 1) != reproduce.child_seed(1, "sae", 1)
     assert reproduce.child_seed(0, "ab", "c") != reproduce.child_seed(0, "a", "bc")
+
+
+def test_arrays_come_back_and_their_file_says_nothing_else(tmp_path):
+    arrays = {"x": np.arange(6.0).reshape(2, 3), "n": 4, "name": "digits"}
+    reproduce.write_arrays(tmp_path / "a.npz", arrays)
+    with np.load(tmp_path / "a.npz") as back:
+        assert {name: back[name].tolist() for name in back.files} == {
+            "x": [[0, 1, 2], [3, 4, 5]],
+            "n": 4,
+            "name": "digits",
+        }
+    entries = zipfile.ZipFile(tmp_path / "a.npz").infolist()
+    # A local header is 30 bytes and the name: the extra field that newer versions of Python add is not there.
+    assert entries[1].header_offset == 30 + len("x.npy") + entries[0].file_size
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_a_manifest_is_what_sha256sum_checks(tmp_path):

@@ -1,5 +1,7 @@
 """The bridge from a job to main()."""
 
+import errno
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +16,10 @@ from saeflow.reproduce import ENVIRONMENT
 
 class Named(dict):
     """Snakemake's named list, as far as the bridge reads it."""
+
+    def __iter__(self):
+        for files in self.values():
+            yield from [files] if isinstance(files, str) else files
 
 
 def job(tmp_path, **params):
@@ -144,3 +150,68 @@ def test_a_job_on_a_gpu_logs_its_card(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     rule.run(main, job(tmp_path, cfg={"device": "cuda"}))
     assert f"card {torch.cuda.current_device()}: " in (tmp_path / "job.log").read_text()
+
+
+def full(path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_by_rust(path):
+    raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def full_below(path):
+    try:
+        full(path)
+    except OSError as error:
+        raise ValueError("the store") from error
+
+
+@pytest.mark.parametrize("fail", [full, full_by_rust, full_below])
+def test_a_full_disk_is_told_with_what_was_being_written_and_what_to_do(tmp_path, fail):
+    def main(*, table):
+        fail(table)
+
+    said = (
+        r"(?s)out/t: the disk or your quota is full, [\d.e+]+ MB are free; make room, then run the same command again"
+    )
+    with pytest.raises(SystemExit, match=said):
+        rule.run(main, job(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_file_that_may_not_be_written_is_named_with_what_to_do(tmp_path, number):
+    def main(*, table):
+        raise OSError(number, "no", "out/elsewhere")
+
+    with pytest.raises(SystemExit, match="out/elsewhere: this user may not write there; mend its permissions"):
+        rule.run(main, job(tmp_path))
+
+
+def test_a_log_that_cannot_be_written_does_not_hide_the_cause(tmp_path, capfd):
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full, the device that is always full, is not on this system")
+
+    def main(*, store):
+        logging.getLogger("x").warning("a line")
+        raise FileNotFoundError(f"{store}: not there")
+
+    with pytest.raises(SystemExit, match="some_rule: FileNotFoundError: in/a: not there"):
+        rule.run(main, SimpleNamespace(**(vars(job(tmp_path)) | {"log": ["/dev/full"]})))
+    assert "Logging error" not in capfd.readouterr().err
+    logging.getLogger().handlers.clear()  # its log cannot be closed
+
+
+def test_a_damaged_input_of_the_study_is_named_with_what_to_do_and_no_other(tmp_path):
+    def main(*, store, raw):
+        raise ValueError(f"{store}/c/2/0 and {raw}: damaged")
+
+    files = {
+        "input": Named(store="results/s/part-0", other="results/s/part-1", raw="/data/raw"),
+        "output": Named(table="results/s/t"),
+    }
+    with pytest.raises(SystemExit) as error:
+        rule.run(main, SimpleNamespace(**(vars(job(tmp_path)) | files)))
+    cause, *told, _ = str(error.value).splitlines()
+    assert cause.endswith("damaged")
+    assert told == ["results/s/part-0: if it is damaged, delete it and run the same command again: it is built anew"]

@@ -1,4 +1,6 @@
-"""All SAEs of a study: the target L0 is met, draws are named, curves are tidy."""
+"""All SAEs of a study: the target L0 is met, draws are named, curves are tidy, an interruption costs little."""
+
+import logging
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from saeflow.activations import ActivationStore
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.models.splicing import SplicedOutput
 from saeflow.sae import architectures, fitting
-from saeflow.sae.stack import Member
+from saeflow.sae.stack import Member, Stack
 
 
 def store(path, seed=0, n=1500, d=12, n_atoms=24):
@@ -66,6 +68,38 @@ def test_an_sae_does_not_depend_on_which_others_are_trained(fitted):
     alone = dict(fitting.fit(stores[:1], saes(topk={"architecture": "topk", "d_sae": 32, "k": 5}), seed=0))
     key = fitting.Key(0, "topk", 0)
     torch.testing.assert_close(alone[key].sae.W_dec, results[key].sae.W_dec, atol=1e-3, rtol=1e-3)
+
+
+def test_an_interrupted_fit_goes_on_inside_its_pass(fitted, tmp_path, monkeypatch, caplog):
+    stores = fitted[0][:1]
+    spec = saes(
+        topk={"architecture": "topk", "d_sae": 32, "k": 5}, relu={"architecture": "relu", "d_sae": 32, "target_l0": 5}
+    )
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"checkpoint_steps": 50})})
+    path = tmp_path / "curves.checkpoint"
+    whole = dict(fitting.fit(stores, spec, seed=0))
+
+    steps = []
+    step = Stack.step
+
+    def interrupted(stack, *arguments, **options):
+        steps.append(stack)
+        if len(steps) == 250 + 130:
+            raise KeyboardInterrupt
+        return step(stack, *arguments, **options)
+
+    monkeypatch.setattr(Stack, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dict(fitting.fit(stores, spec, seed=0, checkpoint=path))
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.checkpoint-2"]
+    (tmp_path / "curves.checkpoint-99").touch()
+    caplog.set_level(logging.INFO)
+    resumed = dict(fitting.fit(stores, spec, seed=0, checkpoint=path))
+    assert "curves.checkpoint-2: going on after step 100" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+    for key, result in whole.items():
+        assert resumed[key].curves == result.curves
+        assert all(torch.equal(getattr(resumed[key].sae, n), getattr(result.sae, n)) for n in result.sae.shapes)
 
 
 def test_curves_have_a_row_per_recorded_step(fitted):

@@ -190,6 +190,33 @@ def test_a_checkpoint_of_another_training_is_not_taken_up(change, store, tmp_pat
     assert "other settings" in caplog.text
 
 
+def test_a_checkpoint_on_other_activations_is_not_taken_up(tmp_path, caplog):
+    def written(name, seed):
+        with ActivationStore.create(tmp_path / name, D_IN) as writer:
+            writer.append(sparse_mixture(seed=seed))
+        return ActivationStore.open(tmp_path / name)
+
+    members, training = [Member("a", VARIANTS["topk"], 0)], settings(steps=20, checkpoint_steps=10)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting(written("before", 0), 15), members, training, checkpoint=path)
+    other = written("after", 1)
+    assert_same_bytes(train(other, members, training, checkpoint=path), train(other, members, training))
+    assert "other settings" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "another file"])
+def test_a_damaged_checkpoint_costs_steps_and_no_result(damage, store, tmp_path, caplog):
+    members, training = [Member("a", VARIANTS["topk"], 0)], settings(steps=20, checkpoint_steps=10)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting(store, 15), members, training, checkpoint=path)
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[:-1], "empty": b"", "another file": b"{}" * 100}[damage])
+    assert_same_bytes(train(store, members, training, checkpoint=path), train(store, members, training))
+    assert f"{path}: truncated or no checkpoint" in caplog.text
+
+
 def digest() -> str:
     """Of a short training of every variant."""
     store = ActivationStore.from_array(sparse_mixture(500))

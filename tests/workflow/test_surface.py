@@ -17,7 +17,7 @@ from saeflow.library import modules_of
 SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = [rule for path in SMK for rule in re.split(r"^ *rule\b", path.read_text(), flags=re.MULTILINE)[1:]]
 SCRIPTED = [rule for rule in RULES if "    script:" in rule]
-STAGES = ["datasets", "models", "activations", "saes", "features", "injection", "figures", "report", "verify"]
+STAGES = ["datasets", "models", "activations", "saes", "features", "injection", "figures", "report", "verify", "crate"]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_every_scripted_rule_has_its_library_files_memory_and_run_time():
 def test_there_are_no_run_blocks_and_one_container():
     text = "".join(path.read_text() for path in (*SMK, ROOT / "Snakefile"))
     assert re.search(r"^\s+run:", text, re.M) is None
-    assert len(re.findall(r"^container:", text, re.M)) == 1
+    assert len(re.findall(r"^containerized:", text, re.M)) == 1
 
 
 def test_the_readme_shows_the_rulegraph_as_it_is():
@@ -135,11 +135,14 @@ def locked() -> dict[str, str]:
 def test_a_conda_environment_pins_what_the_lock_pins(path):
     conda_names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
     environment = yaml.safe_load(path.read_text())
+    assert environment.keys() == {"channels", "dependencies"}
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    for spec in environment["dependencies"]:
-        name, version = spec.split("=")
-        if name != "python":
-            assert locked()[conda_names.get(name, name)] == version, spec
+    python, *packages = environment["dependencies"]
+    assert f"--python-version {python.removeprefix('python=')} " in (ROOT / "envs" / "lock.py").read_text()
+    assert packages == sorted(packages)
+    for spec in packages:
+        name, version = spec.split("==")
+        assert locked()[conda_names.get(name, name)] == version, spec
 
 
 def test_the_cpu_and_the_cuda_build_of_torch_are_of_one_version():
@@ -148,7 +151,7 @@ def test_the_cpu_and_the_cuda_build_of_torch_are_of_one_version():
 
 
 def test_every_locked_package_has_a_digest_and_no_lock_names_a_host():
-    for lock in (*ROOT.glob("envs/*.lock"), *ROOT.glob("tests/**/*.lock"), *ROOT.glob("benchmarks/*/*.lock")):
+    for lock in (*ROOT.glob("envs/*.lock"), *ROOT.glob("tests/envs/*.lock"), *ROOT.glob("benchmarks/*/*.lock")):
         text = lock.read_text()
         assert "://" not in text, lock
         for block in re.split(r"^(?=\S)", text, flags=re.M)[1:]:
@@ -184,3 +187,10 @@ def test_every_rule_finds_what_it_imports_in_its_conda_environment():
         there = {spec.partition("=")[0] for spec in environment["dependencies"]}
         needed = {packages.get(name, name) for name in imported_packages(script)}
         assert needed <= there, (script, needed - there)
+
+
+def test_both_recipes_of_the_image_have_one_base_one_script_and_one_environment():
+    docker, apptainer = ((ROOT / "containers" / f"saeflow.{kind}").read_text() for kind in ("Dockerfile", "def"))
+    for said in (r"nvidia/cuda\S*@(sha256:[0-9a-f]{64})", r"(TORCH_BUILD=c\w+)", r" (sh /opt/\S+)", r"(PATH=\S+ .*)"):
+        (here,), (there,) = (set(re.findall(said, recipe)) for recipe in (docker, apptainer))
+        assert here == there

@@ -12,6 +12,7 @@ The group's zarr.json and the manifest come last, so whatever lacks one of them 
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -219,12 +220,19 @@ def read_manifest(path: Path | str) -> list[Part]:
             raise ValueError(f"version {content['version']}, this library reads {VERSION}")
         n_rows, d = content["shape"]
         spec = Spec.from_record({**content, "d": d})
-        parts = [Part._of(path.parent / record["name"], spec, record) for record in content["parts"]]
+        parts = [Part._of(path.parent / _part_name(record["name"]), spec, record) for record in content["parts"]]
         if sum(part.n_rows for part in parts) != n_rows:
             raise ValueError(f"shape says {n_rows} rows, the parts say {sum(part.n_rows for part in parts)}")
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: not the manifest of an activation store ({error!r})") from error
     return parts
+
+
+def _part_name(name: str) -> str:
+    """The name, unless it leads out of the store: a manifest may be somebody else's."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"part {name!r} is not a name in the store")
+    return name
 
 
 def write_json_whole(path: Path, content: Any) -> Path:

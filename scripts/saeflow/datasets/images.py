@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64, UInt8
 from saeflow import config
 from saeflow.datasets import files, idx
 from saeflow.datasets.files import DatasetError
-from saeflow.reproduce import child_seed
+from saeflow.reproduce import child_seed, write_arrays
 
 _PARTS = ("images", "labels")
 _SPLITS = ("train", "calibration", "test")
@@ -56,10 +56,9 @@ class ImageDataset:
         return self.train.images.shape[-2:]
 
     def save(self, path: Path) -> None:
-        """Write one uncompressed .npz; equal data is equal bytes (numpy stamps its entries with 1980)."""
+        """Write one uncompressed .npz; equal data is equal bytes."""
         arrays = {f"{name}_{part}": getattr(getattr(self, name), part) for name in _SPLITS for part in _PARTS}
-        with path.open("wb") as file:
-            np.savez(file, name=self.name, n_classes=self.n_classes, **arrays)
+        write_arrays(path, {"name": self.name, "n_classes": self.n_classes, **arrays})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -69,7 +68,7 @@ class ImageDataset:
             DatasetError: the file is missing, truncated or no such dataset.
         """
         try:
-            with np.load(path) as archive:
+            with np.load(path, allow_pickle=False) as archive:
                 splits = [ImageSplit(*(archive[f"{name}_{part}"] for part in _PARTS)) for name in _SPLITS]
                 name, n_classes = str(archive["name"]), int(archive["n_classes"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

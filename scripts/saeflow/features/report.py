@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saeflow.features import patterns
 from saeflow.features.analysis import Analysis
-from saeflow.reproduce import write_json
+from saeflow.reproduce import write_arrays, write_json
 
 _PATTERN_COLUMNS = {
     "keep_r2": "r^2 between the pre-activations on unseen images before and after all but the pattern's strongest "
@@ -222,7 +222,7 @@ def write(
     """Write all three; their bytes depend on their content alone."""
     pq.write_table(table(analysis, identity), table_path)
     write_json(report_path, report(analysis, identity, images))
-    np.savez(arrays_path, **arrays(analysis, images, image_shape))
+    write_arrays(arrays_path, arrays(analysis, images, image_shape))
 
 
 def _image_indices(rows: Tensor, images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Every SAE of a study on its stores: penalties calibrated to a target L0, all trained, thresholds adjusted."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -50,8 +51,8 @@ def fit(
         seed: root of all draws.
         keys: SAEs to train, if not all: whole groups of `saeflow.sae.sharing.groups`, for the bytes of one job for all.
         splice: loss of the model's output, for variants with `splice_kl`.
-        checkpoint: file that holds the state of the pass in progress, as `train` takes it; an interrupted fit repeats
-            the passes before that one and goes on inside it.
+        checkpoint: file that holds, with the pass's number behind its name, the state of a pass, as `train` takes it;
+            an interrupted fit repeats the passes before the one in progress and goes on inside that.
     Returns:
         SAEs as they are done, in no particular order.
     Raises:
@@ -62,6 +63,7 @@ def fit(
     stacked = groups(saes, len(stores), torch.device(device).type)
     group_of = {key: i for i, group in enumerate(stacked) for key in group}
     rows = {i: calibration_rows(stores[i], seed) for i in {key.store for key in keys}}
+    passes = itertools.count(1)
 
     def trained(of: Sequence[tuple[Key, config.SparseAutoencoder]]) -> list[TrainedSAE]:
         # The same first weights for all variants of a seed, so that they differ by their objective alone.
@@ -75,7 +77,9 @@ def fit(
             )
             for key, spec in of
         ]
-        return train(stores, members, saes.training, seed=seed, device=device, splice=splice, checkpoint=checkpoint)
+        # A file for each pass: to repeat one must not overwrite the state of the pass in progress.
+        state = checkpoint and checkpoint.with_name(f"{checkpoint.name}-{next(passes)}")
+        return train(stores, members, saes.training, seed=seed, device=device, splice=splice, checkpoint=state)
 
     def adjusted(result: TrainedSAE, key: Key, target_l0: float | None) -> TrainedSAE:
         # TopK meets its k by construction; a given penalty sets no target.
@@ -96,6 +100,9 @@ def fit(
     goals = {key: _goal(saes.variants[key.variant], stores[key.store].shape[1]) for key in keys if key not in given}
     for key, found in calibrate_many(at, lambda r: mean_l0(r.sae.to(device), rows[r.member.store]), goals).items():
         yield key, adjusted(found.trained, key, goals[key].target_l0)
+    # An earlier fit with other settings may have ended in a pass that this one does not come to.
+    for left in checkpoint.parent.glob(f"{checkpoint.name}-*") if checkpoint else ():
+        left.unlink()
 
 
 def calibration_rows(store: Any, seed: int) -> Float[Tensor, "n d_in"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -95,7 +95,7 @@ def train(
             )
             for i in used
         }
-        identity = _identity(members, training, seed, stores)
+        identity = _identity(members, training, streams)
         first = _resume(checkpoint, stacked, streams, identity)
         curve_steps = max(1, training.steps // _CURVE_POINTS)
         log_steps = max(1, training.steps // _LOG_LINES)
@@ -169,13 +169,13 @@ def _log_progress(step: int, stacks: Sequence[Stack]) -> None:
         )
 
 
-def _identity(members: Sequence[Member], training: config.Training, seed: int, stores: Sequence[Any]) -> dict[str, Any]:
+def _identity(members: Sequence[Member], training: config.Training, streams: dict[int, Any]) -> dict[str, Any]:
     """What a checkpoint must agree with; where it is saved is no part of the result."""
     return {
         "members": [[m.name, m.spec.model_dump(mode="json"), m.seed, m.store] for m in members],
         "training": training.model_dump(mode="json", exclude={"checkpoint_steps"}),
-        "seed": seed,
-        "stores": [list(store.shape) for store in stores],
+        # Whose rows in which order: asked for before the first step, when every stream is at its beginning.
+        "streams": {str(i): stream.state_dict() for i, stream in streams.items()},
     }
 
 
@@ -202,11 +202,13 @@ def _resume(path: Path | None, stacks: Sequence[Stack], streams: dict[int, Any],
     """Steps that are done already: those of the checkpoint, if it is one of this training."""
     if path is None or not path.is_file():
         return 0
+    state = _state(path)
+    if state is None:
+        return 0
+    if state["identity"] != json.loads(json.dumps(identity)):
+        log.warning("%s: from a training with other settings; starting over", path)
+        return 0
     with safe_open(path, "pt") as file:
-        state = json.loads(file.metadata()["state"])
-        if state["identity"] != json.loads(json.dumps(identity)):
-            log.warning("%s: from a training with other settings; starting over", path)
-            return 0
         names = list(file.keys())
         for i, (stack, numbers) in enumerate(zip(stacks, state["stacks"], strict=True)):
             prefix = f"{i}."
@@ -216,3 +218,13 @@ def _resume(path: Path | None, stacks: Sequence[Stack], streams: dict[int, Any],
         stream.load_state_dict(state["streams"][str(i)])
     log.info("%s: going on after step %d", path, state["step"])
     return state["step"]
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint says beside its tensors; none of a file that is damaged, which costs steps but no result."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: truncated or no checkpoint (%s); starting over", path, error)
+        return None
