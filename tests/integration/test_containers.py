@@ -14,6 +14,11 @@ import workflow_image
 from workflow_image import WorkflowImage
 
 ROOT = Path(__file__).parents[2]
+# Not yet steady enough to decide for everybody: asked for by name.
+pytestmark = pytest.mark.skipif(
+    "SAEFLOW_TEST_CONTAINERS" not in os.environ,
+    reason="runs image builders as root: set SAEFLOW_TEST_CONTAINERS=1 and run tests/integration/setup/containers.sh",
+)
 IMAGE = Path("containers/saeflow.sif")  # in the folder that Snakemake works in
 # The study is built in a folder of its own, so that the checkout must be named.
 BOUND = f"--apptainer-args=--nv --bind {ROOT}"

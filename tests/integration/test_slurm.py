@@ -6,6 +6,7 @@ costs two starts of Snakemake and a poll.
 """
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -22,6 +23,11 @@ import yaml
 from slurm_cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
+# Not yet steady enough to decide for everybody: asked for by name.
+pytestmark = pytest.mark.skipif(
+    "SAEFLOW_TEST_SLURM" not in os.environ,
+    reason="runs Slurm's daemons as root: set SAEFLOW_TEST_SLURM=1 and run tests/integration/setup/slurm.sh",
+)
 PATIENCE = 900  # seconds; on an idle machine nothing here takes a quarter of it
 POLLING = ("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10")
 
