@@ -249,6 +249,7 @@ def test_a_capture_and_a_training_killed_in_their_midst_go_on_to_the_same_bytes(
     assert built.manifest() == undisturbed.study.manifest()
 
 
+@unsteady
 def test_a_second_snakemake_and_a_stale_lock_are_refused_with_what_to_do_and_harm_nothing(undisturbed, built):
     built.without("saes")
     first = built.start()
