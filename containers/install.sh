@@ -1,12 +1,14 @@
 #!/bin/sh
 # What both recipes beside this file put on their base, as root on Debian or Ubuntu: the locked environment in
-# /opt/saeflow/venv and those of the rules in /conda-envs. TORCH_BUILD is cuda or cpu; /opt/saeflow/envs is there.
+# /opt/saeflow/venv and those of the rules beside it. TORCH_BUILD is cuda or cpu; /opt/saeflow/envs is there.
 set -eu
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends ca-certificates python3 python3-venv
 rm -rf /var/lib/apt/lists/*
-# Compiled, because nothing can write into an image later: each job would compile torch anew.
-UV_COMPILE_BYTECODE=1 sh /opt/saeflow/envs/install.sh /opt/saeflow/venv /conda-envs
+# Compiled, because nothing can write into an image later.
+UV_COMPILE_BYTECODE=1 sh /opt/saeflow/envs/install.sh /opt/saeflow/venv /opt/saeflow/rules
+# Where Snakemake looks for them.
+ln -s /opt/saeflow/rules /conda-envs
 rm -rf "$HOME/.cache"
 
 # All that Snakemake asks of the conda in an image that has its environments already.

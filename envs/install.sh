@@ -28,6 +28,8 @@ setting() { "$python" -m pip config list 2>/dev/null | sed -n "s/^$1='\(.*\)'$/\
 export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(setting global.find-links)}}"
 index="${PIP_INDEX_URL:-$(setting global.index-url)}"
 [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
+# Where Python may not keep what it compiles, every job would compile torch anew: 3 s.
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
 
 install() { VIRTUAL_ENV="$venv" "$python" -m uv pip install --require-hashes "$@"; }
 # torch: the CPU build where no GPU driver is and the machine offers that build; else the CUDA build, which runs on CPUs

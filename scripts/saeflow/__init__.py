@@ -5,6 +5,9 @@ import sys
 
 __version__ = "0.1.0"
 
+# Parts of the folders that packages are installed in, and of those that Snakemake mounts such a folder of the host as.
+_PACKAGES = ("site-packages", "dist-packages", "snakemake_searchpaths")
+
 
 def _forget_foreign_packages() -> None:
     """Take from `sys.path` what Snakemake appended from the interpreter that runs the workflow.
@@ -19,7 +22,7 @@ def _forget_foreign_packages() -> None:
 
     def ours(path: str) -> bool:
         real = os.path.realpath(path)
-        return "site-packages" not in real or any(real.startswith(prefix + os.sep) for prefix in prefixes)
+        return not any(part in real for part in _PACKAGES) or any(real.startswith(p + os.sep) for p in prefixes)
 
     sys.path[:] = [scripts, *(path for path in sys.path if path != scripts and ours(path))]
 

@@ -1,8 +1,8 @@
-"""The image of the workflow as an unpacked folder that Apptainer runs, built on Debian instead of the CUDA base.
+"""The image of the workflow, built on Debian instead of the CUDA base as a folder that Apptainer runs.
 
-buildah builds containers/saeflow.Dockerfile; Apptainer builds containers/saeflow.def on top of the result, where the
-script that both call finds its packages there already. Needs root. What is built stays in tests/.envs/containers until
-one of its inputs changes.
+Apptainer builds containers/saeflow.def. buildah builds containers/saeflow.Dockerfile with the /opt of the first result
+mounted, so that the script that both call finds its packages there and the time is not spent twice. Needs root. What is
+built stays in tests/.envs/containers until one of its inputs changes.
 """
 
 import fcntl
@@ -11,8 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ class NoBaseError(RuntimeError):
 
 @dataclass(frozen=True)
 class WorkflowImage:
-    """An image of both recipes: the unpacked root file system, and the packages that the OCI image lists."""
+    """The unpacked root file system, and the packages that Python finds in the image of the Dockerfile."""
 
     root: Path
     freeze: str
@@ -60,66 +62,74 @@ def build() -> WorkflowImage:
     STORE.mkdir(parents=True, exist_ok=True)
     with open(STORE / "busy", "w") as busy:
         fcntl.flock(busy, fcntl.LOCK_EX)
+        base = _base()
         files = sorted(path for name in ("containers", "envs") for path in (ROOT / name).glob("*") if path.is_file())
-        inputs = [Path(__file__).read_bytes(), *(path.name.encode() + path.read_bytes() for path in files)]
-        folder = STORE / f"image-{_digest(inputs)}"
-        if not (folder / "freeze.txt").is_file():
-            for old in STORE.glob("image-*"):
-                shutil.rmtree(old)
-            folder.mkdir()
-            freeze = _build_in(folder)
-            (folder / "freeze.txt").write_text(freeze)
-    return WorkflowImage(folder / "root", (folder / "freeze.txt").read_text())
+        inputs = [base.name.encode(), *(path.name.encode() + path.read_bytes() for path in files)]
+        root = _fresh(f"image-{_digest(inputs)}")
+        if not root.is_dir():
+            links = _pip_settings().get("find-links", "")
+            wheels = ["--bind", f"{links}:{links}:ro"] if Path(links).is_absolute() else []
+            settings = {"BOOTSTRAP": "localimage", "BASE": base, "TORCH_BUILD": "cpu"}
+            arguments = [word for name, value in settings.items() for word in ("--build-arg", f"{name}={value}")]
+            recipe = ROOT / "containers" / "saeflow.def"
+            _with_all_capabilities("apptainer", "build", "--sandbox", *wheels, *arguments, root, recipe)
+        freeze = root.with_suffix(".freeze")
+        if not freeze.is_file():
+            freeze.write_text(_freeze_of_dockerfile(base, root))
+    return WorkflowImage(root, freeze.read_text())
 
 
-def _build_in(folder: Path) -> str:
-    """Build both recipes; the second one's result is `folder`/root, what the first one has installed is returned."""
-    base = _base()
-    links = _pip_settings().get("find-links")
-    wheels = ["--volume", f"{links}:{links}:ro"] if links and Path(links).is_dir() else []
-    recipe = [
-        "-f",
-        ROOT / "containers/saeflow.Dockerfile",
-        "--build-arg",
-        f"BASE={base}",
-        "--build-arg",
-        "TORCH_BUILD=cpu",
-    ]
-    _buildah("bud", "--quiet", "--isolation", "chroot", *recipe, *wheels, "-t", "localhost/saeflow", ROOT)
-    container = _buildah("from", "localhost/saeflow")
-    try:
-        freeze = _buildah("run", "--isolation", "chroot", container, "--", "python", "-m", "uv", "pip", "freeze")
-        settings = {"BOOTSTRAP": "localimage", "BASE": _buildah("mount", container), "TORCH_BUILD": "cpu"}
-        arguments = [word for name, value in settings.items() for word in ("--build-arg", f"{name}={value}")]
-        recipe = ROOT / "containers" / "saeflow.def"
-        _with_all_capabilities("apptainer", "build", "--sandbox", *arguments, folder / "root", recipe)
-    finally:
-        _buildah("rm", container)
-        _buildah("rmi", "localhost/saeflow")
-    return freeze
+def _freeze_of_dockerfile(base: Path, root: Path) -> str:
+    """Build the Dockerfile with a copy of the other image's /opt mounted; what its Python then finds."""
+    with tempfile.TemporaryDirectory(dir=STORE) as folder:
+        subprocess.run(["cp", "--archive", "--link", root / "opt", folder], check=True)
+        buildah = partial(_buildah, Path(folder))
+        container = buildah("from", "scratch")
+        buildah("copy", "--quiet", container, base, "/")
+        buildah("commit", "--quiet", "--rm", "--disable-compression", container, "localhost/debian")
+        options = ["--isolation", "chroot", "--volume", f"{folder}/opt:/opt"]
+        arguments = ["--build-arg", "BASE=localhost/debian", "--build-arg", "TORCH_BUILD=cpu"]
+        recipe = ROOT / "containers" / "saeflow.Dockerfile"
+        buildah("bud", "--quiet", *options, *arguments, "-f", recipe, "-t", "localhost/saeflow", ROOT)
+        container = buildah("from", "localhost/saeflow")
+        # By a shell of its own: buildah looks for a program before it mounts the folder.
+        return buildah("run", *options, container, "--", "sh", "-c", "python -m uv pip freeze")
 
 
-def _base() -> str:
-    """Name of an image of Debian with Python, pip's settings and the certificates of this machine; made once."""
+def _base() -> Path:
+    """A root file system of Debian with Python, pip's settings and the certificates of this machine; made once."""
     settings = {"cert": str(CERTIFICATES), **_pip_settings()}
     pip = "[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
-    digest = _digest([SUITE.encode(), PACKAGES.encode(), pip.encode(), CERTIFICATES.read_bytes()])
-    name = f"localhost/debian:{digest}"
-    if _buildah("images", "--quiet", "--filter", f"reference={name}"):
-        return name
-    container = _buildah("from", "scratch")
-    root = Path(_buildah("mount", container))
-    make = ["mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={PACKAGES}"]
-    made = subprocess.run([*make, SUITE, root], capture_output=True, text=True)
-    if made.returncode:
-        _buildah("rm", container)
-        raise NoBaseError(made.stderr.strip()[-500:])
-    shutil.copyfile(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
-    (root / "etc/pip.conf").write_text(pip)
-    (root / "etc/uv").mkdir()
-    (root / "etc/uv/uv.toml").write_text("system-certs = true\n")
-    _buildah("commit", "--quiet", "--rm", container, name)
-    return name
+    inputs = [SUITE.encode(), PACKAGES.encode(), pip.encode(), CERTIFICATES.read_bytes()]
+    root = _fresh(f"debian-{_digest(inputs)}")
+    if root.is_dir():
+        return root
+    with tempfile.TemporaryDirectory(dir=STORE) as folder:
+        made = Path(folder) / "root"
+        make = ["mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={PACKAGES}"]
+        run = subprocess.run([*make, SUITE, made], capture_output=True, text=True)
+        if run.returncode:
+            raise NoBaseError(run.stderr.strip()[-500:])
+        # Device nodes cannot be copied in a user namespace; whoever runs an image brings his own.
+        shutil.rmtree(made / "dev")
+        (made / "dev").mkdir()
+        shutil.copyfile(CERTIFICATES, made / CERTIFICATES.relative_to("/"))
+        (made / "etc/pip.conf").write_text(pip)
+        (made / "etc/uv").mkdir()
+        (made / "etc/uv/uv.toml").write_text("system-certs = true\n")
+        links = settings.get("find-links", "")
+        if Path(links).is_absolute():
+            (made / links.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        made.rename(root)
+    return root
+
+
+def _fresh(name: str) -> Path:
+    """The folder of that name, made or yet to be made; older ones of its kind are removed."""
+    for old in STORE.glob(f"{name.partition('-')[0]}-*"):
+        if old.stem != name:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return STORE / name
 
 
 def _pip_settings() -> dict[str, str]:
@@ -134,12 +144,12 @@ def _digest(parts: list[bytes]) -> str:
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 
-def _buildah(*arguments: object) -> str:
+def _buildah(storage: Path, *arguments: object) -> str:
     """Run buildah on storage of its own; its standard output."""
-    settings = STORE / "containers.conf"
+    settings = storage / "containers.conf"
     settings.write_text(CONTAINERS_CONF)
-    command = ["buildah", "--root", STORE / "storage", "--runroot", STORE / "run", *arguments]
-    done = subprocess.run(command, env={**os.environ, "CONTAINERS_CONF": str(settings)}, capture_output=True, text=True)
+    command = ["buildah", "--root", storage / "root", "--runroot", storage / "run", *arguments]
+    done = subprocess.run(command, env=os.environ | {"CONTAINERS_CONF": settings}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"buildah {arguments[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return done.stdout.strip()
@@ -150,9 +160,10 @@ def _with_all_capabilities(*command: object) -> None:
 
     Apptainer wants them all to run the commands of a definition; root of a virtual machine may lack some.
     """
+    # The files that a definition takes are named from the project's root.
     waiting = ["unshare", "--user", "--mount", "sh", "-c", 'read -r _; exec "$@"', "sh", *map(str, command)]
     process = subprocess.Popen(
-        waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        waiting, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     while os.readlink(f"/proc/{process.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
         time.sleep(0.02)
