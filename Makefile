@@ -34,8 +34,7 @@ report: env
 	echo "digests:           results/$$name/MANIFEST.sha256"
 
 crate: env
-	$(snakemake) crate $(flags)
-	@echo "crate: results/$(name).crate.zip"
+	@name=$(name) && $(snakemake) crate $(flags) && echo "crate: results/$$name.crate.zip"
 
 reproduce: override STUDY = $(INTO)/study.yaml
 reproduce: env

@@ -32,6 +32,9 @@ def run(main: Callable[..., None], job: Any) -> None:
     started, date = time.perf_counter(), datetime.now(UTC)
     try:
         _open_log(Path(job.log[0]))
+    except OSError as error:
+        raise SystemExit(_cause(error, job)) from None
+    try:
         arguments = _arguments(main, job)
         make_deterministic(job.threads, arguments.get("cfg", {}))
         main(**arguments)
@@ -39,11 +42,15 @@ def run(main: Callable[..., None], job: Any) -> None:
         log.error("failed after %.1f s\n%s", time.perf_counter() - started, traceback.format_exc())
         logging.shutdown()
         # A message of its own, not a traceback: the reader of the terminal wants the cause.
-        what_to_do = advice(error, list(job.input), list(job.output))
-        lines = [f"{job.rule}: {type(error).__name__}: {error}", *what_to_do]
-        raise SystemExit(redact("\n".join([*lines, f"(traceback in {job.log[0]})"]))) from None
+        raise SystemExit(f"{_cause(error, job)}\n(traceback in {job.log[0]})") from None
     log.info("done in %.1f s", time.perf_counter() - started)
     record.write(job.rule, job.threads, arguments.get("cfg", {}).get("device", "cpu"), date)
+
+
+def _cause(error: Exception, job: Any) -> str:
+    """The error and what to do about it."""
+    what_to_do = advice(error, list(job.input), list(job.output))
+    return redact("\n".join([f"{job.rule}: {type(error).__name__}: {error}", *what_to_do]))
 
 
 class _Formatter(logging.Formatter):

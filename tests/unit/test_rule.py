@@ -202,6 +202,15 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_cause(tmp_path, capfd):
     logging.getLogger().handlers.clear()  # its log cannot be closed
 
 
+def test_a_log_that_cannot_be_opened_is_told_without_a_traceback(tmp_path, capfd):
+    def main(*, store):
+        raise AssertionError("must not run")
+
+    with pytest.raises(SystemExit, match=r"some_rule: FileNotFoundError: .*absent/log"):
+        rule.run(main, SimpleNamespace(**(vars(job(tmp_path)) | {"log": [str(tmp_path / "absent" / "log")]})))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_damaged_input_of_the_study_is_named_with_what_to_do_and_no_other(tmp_path):
     def main(*, store, raw):
         raise ValueError(f"{store}/c/2/0 and {raw}: damaged")
