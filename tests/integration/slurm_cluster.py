@@ -55,7 +55,8 @@ SlurmdTimeout=15
 # Nodes that were down serve again when their slurmd is back.
 ReturnToService=2
 KillWait=2
-MinJobAge=600
+# Jobs that ended are remembered until the end of the tests.
+MinJobAge=86400
 MpiDefault=none
 SwitchType=switch/none
 GresTypes=gpu
@@ -91,7 +92,7 @@ class NoClusterError(RuntimeError):
 
 @dataclass
 class Cluster:
-    """A running cluster. `kernel_limits`: memory is limited by the kernel, so that jobs end as OUT_OF_MEMORY."""
+    """A running cluster. `kernel_limits`: memory is limited by the kernel, else by slurmd, which looks every second."""
 
     folder: Path
     kernel_limits: bool
