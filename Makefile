@@ -29,6 +29,7 @@ report: env
 	{ test -f results/$$name/MANIFEST.sha256 || { echo "results/$$name is not built: make study STUDY=$(STUDY)" >&2; exit 1; }; } && \
 	$(snakemake) $(flags) --quiet all --report results/$$name.report.zip && \
 	echo && \
+	echo "site:              results/$$name/site/index.html" && \
 	echo "report:            results/$$name/report.html" && \
 	echo "with provenance:   results/$$name.report.zip (open report.html in it)" && \
 	echo "digests:           results/$$name/MANIFEST.sha256"

@@ -38,4 +38,5 @@ rule all:
     default_target: True
     input:
         rules.report.input,
+        rules.site.input,
         rules.verify.output,

@@ -76,6 +76,12 @@ def library(script):
     return modules + sorted(str(file) for file in beside if file.suffix in (".j2", ".yaml"))
 
 
+def site_files():
+    """Templates and assets of the site, which no import tells."""
+    folder = Path(workflow.basedir) / "scripts/saeflow/publish/site"
+    return sorted(str(file) for part in ("templates", "assets") for file in (folder / part).iterdir())
+
+
 def method_library(wildcards):
     """The file of an injection method and what it imports: its script finds it by name, so that no import tells."""
     folder = Path(workflow.basedir) / "scripts" / "saeflow" / "injection" / "methods"

@@ -125,6 +125,81 @@ rule report:
         rules.write_report.output,
 
 
+SITE = "<results>/site"
+PAGES = ["index", "run"]
+if CAPTURED:
+    PAGES += ["features", "feature"]
+if STUDY.injection:
+    PAGES += ["injection"]
+
+
+rule write_site:
+    input:
+        tables=each(
+            "<results>/tables/{table}.parquet",
+            table=["classifiers", *(["saes", "saes_summary", "features_summary"] if CAPTURED else [])],
+        ),
+        injection=each(
+            f"{INJECTION}/tables/{{table}}.parquet",
+            table=("summary", "pairs", "curve") if STUDY.injection else (),
+        ),
+        files=site_files(),
+        lib=library("write_site"),
+    output:
+        index=f"{SITE}/index.html",
+        pages=each(f"{SITE}/{{page}}.html", page=PAGES[1:]),
+        assets=directory(f"{SITE}/assets"),
+        data=[f"{SITE}/injection.js"] if STUDY.injection else [],
+    log:
+        "<results>/logs/write_site.log",
+    benchmark:
+        "<results>/benchmarks/write_site.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        mem_mb=memory(500),
+        runtime=10,
+    params:
+        cfg=settings(study=SHOWN),
+    script:
+        "../../scripts/write_site.py"
+
+
+rule write_site_features:
+    input:
+        dataset=IMAGES,
+        tables=each(
+            f"{FEATURES}/features.parquet",
+            **TRAINED_AT,
+            seed=SEEDS,
+            variant=VARIANTS,
+            sae_seed=SAE_SEEDS,
+        ),
+        arrays=each(
+            f"{FEATURES}/features.npz",
+            **TRAINED_AT,
+            seed=SEEDS,
+            variant=VARIANTS,
+            sae_seed=SAE_SEEDS,
+        ),
+        lib=library("write_site_features"),
+    output:
+        folder=directory(f"{SITE}/features"),
+    log:
+        "<results>/logs/write_site_features.log",
+    benchmark:
+        "<results>/benchmarks/write_site_features.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        cfg=settings(),
+    script:
+        "../../scripts/write_site_features.py"
+
+
 # Everything that the study shows; logs, benchmarks and the verdict carry times and stay out.
 RESULTS = [
     rules.datasets.input,
@@ -138,6 +213,8 @@ RESULTS = [
     rules.gather_tables.output,
     rules.draw_figures.output,
     rules.write_report.output,
+    rules.write_site.output,
+    rules.write_site_features.output if CAPTURED else [],
 ]
 
 
@@ -182,6 +259,35 @@ rule verify:
         cfg=settings("verify", reference=STUDY.reference),
     script:
         "../../scripts/verify_study.py"
+
+
+# Last, because it tells what the others cost; its data differ at each run and are no result.
+rule write_site_run:
+    input:
+        manifest=rules.write_manifest.output.manifest,
+        lib=library("write_site_run"),
+    output:
+        page_data=f"{SITE}/run_data.js",
+    log:
+        "<results>/logs/write_site_run.log",
+    benchmark:
+        "<results>/benchmarks/write_site_run.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        mem_mb=memory(500),
+        runtime=10,
+    params:
+        cfg=settings(metadata=".snakemake/metadata"),
+    script:
+        "../../scripts/write_site_run.py"
+
+
+rule site:
+    input:
+        rules.write_site.output,
+        rules.write_site_features.output if CAPTURED else [],
+        rules.write_site_run.output,
 
 
 rule write_crate:

@@ -1,0 +1,117 @@
+// The page of one feature, which its address names: feature.html#<SAE>/<feature>.
+"use strict";
+
+(() => {
+  const { load, make, number, ready, fail } = saeflow;
+  const page = document.getElementById("feature");
+  const NAMES = {
+    activation_rate: "fires on, training split", test_activation_rate: "fires on, test split", mean_active: "mean activation when it fires",
+    max_active: "highest activation", label: "class with the largest share", label_share: "its share of the activation",
+    n_effective_labels: "effective number of classes", promotes: "promotes", suppresses: "suppresses",
+    effect_size: "effect on the logits (RMS)", effect_size_random: "the same of a random direction", flip_rate: "answers that change without it",
+    decoder_norm: "decoder norm", encoder_cosine: "cosine of encoder and decoder", auroc_train: "hypothesis, AUROC, training split",
+    auroc: "hypothesis, AUROC, test split", auroc_null_p95: "95th percentile, shuffled", p_value: "p", precision: "precision", recall: "recall",
+  };
+  const SHARES = ["activation_rate", "test_activation_rate", "label_share", "flip_rate", "precision", "recall"];
+  const PATTERNS = { haufe: "Covariance with its activation (Haufe)", gradient: "Mean gradient", gradient_input: "Gradient × input" };
+
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+
+  function picture([height, width], colour, label) {
+    const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
+    const image = new ImageData(width, height);
+    for (let p = 0; p < width * height; p++) image.data.set([...colour(p), 255], 4 * p);
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  // White at 0, blue below, orange above.
+  function signed(shape, packed, label) {
+    const values = new Int8Array(bytes(packed).buffer);
+    const mix = (to, share) => to.map((v) => Math.round(255 + share * (v - 255)));
+    return picture(shape, (p) => mix(values[p] < 0 ? [0, 94, 168] : [200, 84, 0], Math.abs(values[p]) / 127), label);
+  }
+
+  // A table of signed bars; the longest fills the column.
+  function bars(caption, names, values) {
+    const largest = Math.max(...values.map(Math.abs), 1e-12);
+    const rows = names.map((name, i) => {
+      const width = (100 * Math.abs(values[i])) / largest;
+      const bar = make("i", { class: values[i] < 0 ? "minus" : "plus", style: `width:${width}%` });
+      return make("tr", {}, make("td", {}, String(name)), make("td", { class: "bar" }, bar), make("td", {}, number(values[i])));
+    });
+    return make("section", {}, make("h3", {}, caption), make("table", { class: "bars wide" }, make("tbody", {}, ...rows)));
+  }
+
+  function facts(content, names) {
+    const rows = names.filter((name) => content[name] !== undefined).map((name) => {
+      const value = content[name];
+      const text = SHARES.includes(name) && value !== null ? `${number(100 * value)} %` : number(value);
+      return make("tr", {}, make("th", { scope: "row" }, NAMES[name] || name.replaceAll("_", " ")), make("td", {}, text));
+    });
+    return make("table", {}, make("tbody", {}, ...rows));
+  }
+
+  function neighbours(sae, content, caption) {
+    const links = content.neighbours.map(([other, value]) =>
+      make("li", {}, make("a", { href: `#${sae}/${other}` }, `feature ${other}`), ` (${number(value)})`));
+    return make("section", {}, make("h3", {}, caption), make("ul", {}, ...links));
+  }
+
+  function ofImages(sae, chunk, content) {
+    const examples = content.top.map(([image, value]) => {
+      const [packed, label] = chunk.images[image];
+      const pixels = bytes(packed);
+      const canvas = picture(chunk.shape, (p) => [pixels[p], pixels[p], pixels[p]], `image ${image} of class ${label}`);
+      return make("li", {}, canvas, `class ${label}`, make("br"), number(value));
+    });
+    const patterns = Object.entries(PATTERNS).map(([name, words]) =>
+      make("li", {}, signed(chunk.shape, content.patterns[name], words), words));
+    const classes = chunk.classes.map((_, label) => `class ${label}`);
+    return [
+      make("h2", {}, "Strongest examples"),
+      make("p", { class: "note" }, "Training images on which it is highest, with its activation."),
+      examples.length ? make("ul", { class: "examples" }, ...examples) : make("p", {}, "It fires on no image of the training split."),
+      make("h2", {}, "Input patterns"),
+      make("p", { class: "note" }, "Orange pixels raise it, blue ones lower it."),
+      make("ul", { class: "examples" }, ...patterns),
+      make("h2", {}, "Classes and logits"),
+      make("div", { class: "columns" },
+        bars("Share of its activation by class", classes, content.labels),
+        bars("Logit change when its decoder row is added", classes, content.addition),
+        bars("Logit change when it is removed", classes, content.ablation)),
+      make("h2", {}, "Numbers"),
+      make("div", { class: "columns" }, facts(content.facts, Object.keys(NAMES)), neighbours(sae, content, "Nearest decoder rows (cosine)")),
+    ];
+  }
+
+  async function show() {
+    const [, sae, feature] = decodeURIComponent(location.hash.slice(1)).match(/^(.+)\/(\d+)$/) || [];
+    try {
+      const { chunk: size, saes } = await load("features/index.js", "features");
+      const about = saes.find((one) => one.name === sae);
+      if (!about || +feature >= about.n) {
+        throw new Error(`${location.hash ? `No feature is called ${location.hash.slice(1)}` : "The address names no feature"}; choose one in the explorer.`);
+      }
+      const k = Math.floor(feature / size);
+      const chunk = await load(`features/${sae}/${k}.js`, `features/${sae}/${k}`);
+      const content = chunk.features[feature % size];
+      const step = (to, words) => (to >= 0 && to < about.n ? make("a", { href: `#${sae}/${to}` }, words) : "");
+      document.title = `Feature ${feature} of ${sae}`;
+      page.replaceChildren(
+        make("h1", {}, `Feature ${feature}`),
+        make("p", { class: "lead" }, make("a", { href: `features.html#${sae}` }, sae), content.dead ? ", dead" : "", " · ",
+          step(+feature - 1, "previous"), " ", step(+feature + 1, "next")),
+        make("p", {}, make("b", {}, "Hypothesis: "), content.says),
+        ...ofImages(sae, chunk, content),
+      );
+      ready();
+    } catch (error) {
+      page.replaceChildren();
+      fail(error);
+    }
+  }
+
+  addEventListener("hashchange", show);
+  show();
+})();

@@ -1,0 +1,53 @@
+"""Data of the site: JSON in script files, because a page opened from disk may load scripts but fetch nothing."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def write(path: Path, key: str, content: Any) -> None:
+    """Write content under a key: `saeflow.put(key, content)` is called when a page loads the file.
+
+    Floats have six significant digits; NaN is null.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = json.dumps(plain(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Neither ends a script nor a line of one.
+    body = body.replace("</", "<\\/").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    path.write_text(f"saeflow.put({json.dumps(key)},{body});\n")
+
+
+def read(path: Path) -> Any:
+    """Content of a file that `write` has written."""
+    text = path.read_text().removeprefix("saeflow.put(").removesuffix(");\n")
+    _, end = json.JSONDecoder().raw_decode(text)
+    return json.loads(text[end + 1 :])
+
+
+def plain(content: Any) -> Any:
+    """Builtins of arrays, tables and numbers, as they are written."""
+    match content:
+        case pd.DataFrame():
+            return {name: plain(content[name].tolist()) for name in content.columns}
+        case np.ndarray():
+            return plain(content.tolist())
+        case np.generic():
+            return plain(content.item())
+        case Mapping():
+            return {str(key): plain(value) for key, value in content.items()}
+        case list() | tuple():
+            return [plain(value) for value in content]
+        case float():
+            return float(f"{content:.6g}") if math.isfinite(content) else None
+    return content
+
+
+def packed(values: np.ndarray) -> str:
+    """Bytes of a uint8 or int8 array in base64."""
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")

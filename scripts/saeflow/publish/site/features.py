@@ -1,0 +1,102 @@
+"""What the feature explorer shows: an index of each SAE's features, and their pages in chunks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from saeflow.datasets.images import ImageSplit
+from saeflow.publish.site import data
+
+CHUNK = 64
+"""Features of one file of pages."""
+TOP = 12
+"""Examples of one page, at most."""
+IDENTITY = ["architecture", "role", "hook_point", "seed", "variant", "sae_seed"]
+FACTS = [
+    *("activation_rate", "test_activation_rate", "mean_active", "max_active", "label", "label_share"),
+    *("n_effective_labels", "promotes", "suppresses", "effect_size", "effect_size_random", "flip_rate"),
+    *("decoder_norm", "encoder_cosine", "auroc_train", "auroc", "auroc_null_p95", "p_value", "precision", "recall"),
+]
+"""Columns of the table of features that stand on a feature's page."""
+PATTERNS = ("haufe", "gradient", "gradient_input")
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of one SAE on images, as `analyze_features` writes them.
+
+    Arguments:
+        table: a row per latent.
+        arrays: the arrays behind the pictures.
+    """
+
+    table: pd.DataFrame
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """Folder of the SAE below `features/`, which the pages' addresses name it by."""
+        row = self.table.iloc[0]
+        model = f"{row.architecture}-{row.role}-s{row.seed}"
+        return f"{model}/{row.hook_point}/{row.variant}-s{row.sae_seed}"
+
+    def index(self) -> dict[str, list[Any]]:
+        """A value per feature for each column of the explorer."""
+        t = self.table
+        return {
+            "density": t.test_activation_rate.tolist(),
+            "max": t.max_active.tolist(),
+            "score": t.auroc.tolist(),
+            "dead": t.dead.astype(int).tolist(),
+            "says": t.hypothesis.tolist(),
+        }
+
+    def pages(self, images: ImageSplit) -> Iterator[dict[str, Any]]:
+        """Content of each chunk: pages of its features, and the images that they show."""
+        a, pixels = self.arrays, np.round(255 * images.inputs()).astype(np.uint8)
+        rows = self.table[[*FACTS, "dead", "hypothesis"]].to_dict("records")
+        for start in range(0, len(self.table), CHUNK):
+            features = range(start, min(start + CHUNK, len(self.table)))
+            top = a["top_images"][start : features.stop, :TOP]
+            shown = np.unique(top[top >= 0])
+            yield {
+                "shape": a["image_shape"],
+                "classes": a["label_rows"],
+                "images": {int(i): [data.packed(pixels[i]), int(images.labels[i])] for i in shown},
+                "features": [self._page(i, rows[i]) for i in features],
+            }
+
+    def _page(self, i: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        a = self.arrays
+        tops = zip(a["top_images"][i, :TOP].tolist(), a["top_values"][i, :TOP].tolist(), strict=True)
+        return {
+            "facts": {name: row[name] for name in FACTS},
+            "dead": row["dead"],
+            "says": row["hypothesis"],
+            "top": [[image, value] for image, value in tops if image >= 0],
+            "patterns": {name: _signed(a[f"pattern_{name}"][i]) for name in PATTERNS},
+            "labels": a["label_shares"][i],
+            "ablation": a["ablation"][i],
+            "addition": a["addition"][i],
+            "neighbours": list(zip(a["neighbours"][i].tolist(), a["cosines"][i].tolist(), strict=True)),
+        }
+
+
+def write(saes: Sequence[ImageFeatures], images: ImageSplit, folder: Path) -> None:
+    """Write `index.js` over all SAEs, and below a folder for each its own index and its pages."""
+    listed = [{"name": sae.name, "n": len(sae.table), "kind": "images"} for sae in saes]
+    data.write(folder / "index.js", "features", {"chunk": CHUNK, "saes": listed})
+    for sae in saes:
+        data.write(folder / sae.name / "index.js", f"features/{sae.name}", sae.index())
+        for k, chunk in enumerate(sae.pages(images)):
+            data.write(folder / sae.name / f"{k}.js", f"features/{sae.name}/{k}", chunk)
+
+
+def _signed(values: np.ndarray) -> str:
+    """A pattern in 127 steps to either side, its largest value the last."""
+    largest = np.abs(values).max()
+    return data.packed(np.round(127 * values / largest if largest else values).astype(np.int8))

@@ -1,0 +1,185 @@
+"""The pages of the site: what they say, from the study's tables, and the files that every page shares."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from saeflow.publish.injection_tables import plain
+from saeflow.publish.site import data
+from saeflow.record import versions
+
+HERE = Path(__file__).parent
+PAIRS_COLUMNS = ["label", "tier", "site", "source", "target", "transfer"]
+CURVE_COLUMNS = ["label", "tier", "site", "gamma", "transfer", "specificity"]
+SUMMARY_COLUMNS = [
+    *("label", "family", "tier", "site", "transfer", "transfer_std", "transfer_low", "transfer_high", "worst_transfer"),
+    *("specificity", "specificity_std", "preservation", "preservation_std", "excess", "n_pairs"),
+    *("added_multiply_adds", "reading"),
+]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A table of the overview, and where its numbers are from.
+
+    Arguments:
+        title, note: above the table.
+        names: of the columns.
+        rows: cells, as they are read.
+        file: the table behind it, as seen from the page.
+        rule: that makes the file.
+    """
+
+    title: str
+    note: str
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    file: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the pages are made from.
+
+    Arguments:
+        config: the whole study, as builtins.
+        tables: `classifiers`, and of studies with SAEs `saes_summary`, `features_summary`, `saes`.
+        injection: `summary`, `pairs` and `curve` of the injection study; empty without one.
+    """
+
+    config: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+    injection: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """Files and names of the pages, in the order of the menu."""
+        found = {"index.html": "Overview"}
+        if "saes_summary" in self.tables:
+            found["features.html"] = "Features"
+        if self.injection:
+            found["injection.html"] = "Injection"
+        return found | {"run.html": "Run"}
+
+
+def write(study: Study, folder: Path, plotly: Path) -> None:
+    """Write every page, what pages share, and the data of the injection page.
+
+    Arguments:
+        plotly: plotly.min.js, which the site brings along.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [*study.pages, *(["feature.html"] if "features.html" in study.pages else [])]
+    for page in files:
+        content = environment.get_template(f"{page}.j2").render(
+            study=study.config["study"],
+            pages=study.pages,
+            page="features.html" if page == "feature.html" else page,
+            config=study.config,
+            config_yaml=yaml.safe_dump(dict(study.config), sort_keys=False, allow_unicode=True),
+            versions=versions(),
+            **(overview(study) if page == "index.html" else {}),
+        )
+        (folder / page).write_text(content)
+    assets = folder / "assets"
+    assets.mkdir(exist_ok=True)
+    for source in [*sorted((HERE / "assets").iterdir()), plotly]:
+        shutil.copyfile(source, assets / source.name)
+    if study.injection:
+        data.write(folder / "injection.js", "injection", injection(study))
+
+
+def overview(study: Study) -> dict[str, Any]:
+    """Lead, facts and headline tables of the first page."""
+    config, tables = study.config, study.tables
+    networks = tables["classifiers"]
+    lead = f"{', '.join(config['classifiers']['architectures'])} trained on {config['dataset']['name']}"
+    facts = {"networks": len(networks), "mean test accuracy": f"{100 * networks.test_accuracy.mean():.1f} %"}
+    headlines = []
+    if "saes_summary" in tables:
+        lead += f"; sparse autoencoders at hook point {', '.join(config['activations']['hook_points'])}"
+        facts["sparse autoencoders"] = int(tables["saes_summary"].n.sum())
+        facts["features analysed"] = f"{tables['features_summary'].latents.sum():,}"
+        headlines.append(_saes(tables["saes"]))
+    if study.injection:
+        lead += f"; class {config['injection']['concept']} injected into networks that never saw it"
+        facts["injection methods"] = len(config["injection"]["methods"])
+        headlines.append(_injection(study.injection["summary"]))
+    return {"lead": lead + ".", "facts": facts, "headlines": headlines}
+
+
+def _saes(saes: pd.DataFrame) -> Headline:
+    """Quality of the SAEs by variant, over networks and seeds."""
+    metrics = {
+        "l0": ("L0", 1, 2),
+        "explained_variance": ("explained variance", 1, 3),
+        "accuracy_change_pp": ("accuracy change (pp)", 1, 2),
+        "dead_share": ("dead (%)", 100, 1),
+    }
+    known = {name: how for name, how in metrics.items() if name in saes}
+    rows = []
+    for variant, group in saes.groupby("variant", sort=False):
+        cells = [
+            f"{scale * group[name].mean():.{digits}f} ({scale * group[name].min():.{digits}f} to "
+            f"{scale * group[name].max():.{digits}f})"
+            for name, (_, scale, digits) in known.items()
+        ]
+        rows.append([variant, str(len(group)), *cells])
+    return Headline(
+        "Sparse autoencoders",
+        "Held-out split: mean over all networks and seeds, in brackets the lowest and the highest. Accuracy change: of "
+        "the network with the reconstruction spliced in.",
+        ["SAE", "trained", *(name for name, _, _ in known.values())],
+        rows,
+        "../tables/saes.csv",
+        "gather_tables",
+    )
+
+
+def _injection(summary: pd.DataFrame) -> Headline:
+    """The rows with the highest transfer of every family that is no reference."""
+    rows = []
+    ours = summary[(summary.family != "reference") & (summary.n_pairs > 0)]
+    for family, group in ours.groupby("family", sort=False):
+        best = group.loc[group.transfer.idxmax()].to_dict()
+        cells = [f"{100 * best[name]:.1f}" for name in ("worst_transfer", "specificity", "preservation", "excess")]
+        interval = "{:.1f} ({:.1f} to {:.1f})".format(
+            *(100 * best[name] for name in ("transfer", "transfer_low", "transfer_high"))
+        )
+        rows.append([plain(best), family, best["tier"], best["site"], interval, *cells])
+    return Headline(
+        "Concept injection",
+        "The variant of each family with the highest transfer, in percent; in brackets the 95 % bootstrap interval "
+        "over seeds and images.",
+        [
+            *("method", "family", "may see", "site", "transfer", "worst pair", "look-alikes taken", "own classes kept"),
+            "above an untrained target",
+        ],
+        rows,
+        "../injection/tables/summary.csv",
+        "gather_injection",
+    )
+
+
+def injection(study: Study) -> dict[str, Any]:
+    """Data of the injection page."""
+    tables = {
+        name: table.assign(label=[plain(row) for row in table.to_dict("records")])
+        for name, table in study.injection.items()
+    }
+    return {
+        "architectures": study.config["classifiers"]["architectures"],
+        "summary": tables["summary"][SUMMARY_COLUMNS],
+        "pairs": tables["pairs"][PAIRS_COLUMNS],
+        "curve": tables["curve"][CURVE_COLUMNS],
+    }

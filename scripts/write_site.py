@@ -1,0 +1,32 @@
+"""Write the pages of the study's site, and the assets that they share.
+
+The data of single features and of the run are written by `write_site_features` and `write_site_run`.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+
+from saeflow.publish.site import pages
+from saeflow.rule import run
+
+
+def main(*, tables: list[Path], injection: list[Path], index: Path, cfg: dict) -> None:
+    """
+    Arguments:
+        tables: what the overview shows.
+        injection: `summary`, `pairs` and `curve` of the injection study; none without one.
+        index: index.html, written into the folder of the site beside the other pages.
+        cfg: `study` (the whole config).
+    """
+    study = pages.Study(
+        config=cfg["study"],
+        tables={path.stem: pd.read_parquet(path) for path in tables},
+        injection={path.stem: pd.read_parquet(path) for path in injection},
+    )
+    pages.write(study, index.parent, Path(str(resources.files("plotly") / "package_data" / "plotly.min.js")))
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

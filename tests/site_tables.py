@@ -1,0 +1,92 @@
+"""Made-up tables of a finished study, for tests of its site."""
+
+import numpy as np
+import pandas as pd
+
+from saeflow.publish.site.features import FACTS, PATTERNS, ImageFeatures
+from saeflow.publish.site.run import Job, by_rule, edges, longest_path
+
+SIDE, CLASSES = 8, 10
+
+
+def image_features(variant: str, n: int, seed: int = 0) -> ImageFeatures:
+    """Features of an SAE: latent 7 has a hypothesis of its own, latent 5 is dead."""
+    draw = np.random.default_rng(seed)
+    table = pd.DataFrame({name: draw.random(n).astype(np.float32) for name in FACTS})
+    table = table.assign(latent=range(n), label=draw.integers(CLASSES, size=n), promotes=0, suppresses=1)
+    table = table.assign(dead=[i == 5 for i in range(n)], hypothesis=[f"fires on {i % CLASSES}" for i in range(n)])
+    table.loc[5, "auroc"] = np.nan
+    table.loc[7, "hypothesis"] = "fires on the planted thing </script>"
+    identity = {"architecture": "ConvNet", "role": "full", "hook_point": "last.pre", "seed": 0, "variant": variant}
+    table = table.assign(**identity, sae_seed=0)
+    arrays = {
+        **{f"pattern_{name}": draw.normal(size=(n, SIDE * SIDE)).astype(np.float32) for name in PATTERNS},
+        "top_images": draw.integers(50, size=(n, 4)),
+        "top_values": draw.random((n, 4)).astype(np.float32),
+        "label_shares": draw.random((n, CLASSES)).astype(np.float32),
+        "label_rows": np.full(CLASSES, 5),
+        "ablation": draw.normal(size=(n, CLASSES)).astype(np.float32),
+        "addition": draw.normal(size=(n, CLASSES)).astype(np.float32),
+        "neighbours": draw.integers(n, size=(n, 5)).astype(np.int32),
+        "cosines": draw.random((n, 5)).astype(np.float32),
+        "image_shape": np.array([SIDE, SIDE]),
+    }
+    arrays["top_images"][5] = -1
+    return ImageFeatures(table, arrays)
+
+
+def classifiers() -> pd.DataFrame:
+    return pd.DataFrame({"architecture": ["SimpleNN", "ConvNet"], "test_accuracy": [0.9, 1.0]})
+
+
+def saes() -> pd.DataFrame:
+    rows = {"l0": [8.0, 10.0, 9.0], "explained_variance": [0.9, 0.8, 0.7], "dead_share": [0, 0.1, 0.2]}
+    return pd.DataFrame({"variant": ["topk", "topk", "relu"], **rows, "accuracy_change_pp": [-0.1, -0.3, -1]})
+
+
+def injection_tables() -> dict[str, pd.DataFrame]:
+    """Summary, pairs and curve of two methods on two architectures."""
+    names = {"method": ["references", "fragment_distillation"], "family": ["reference", "new"]}
+    variant = pd.DataFrame(
+        names | {"variant": ["target_alone", ""], "tier": ["T0", "T2"], "site": ["logits", "last.pre"]}
+    )
+    shares = {
+        "transfer": [0.0, 0.8],
+        "transfer_std": [0.0, 0.05],
+        "transfer_low": [0.0, 0.7],
+        "transfer_high": [0.0, 0.85],
+    }
+    shares |= {"worst_transfer": [0.0, 0.6], "specificity": [0.0, 0.07], "specificity_std": [0.0, 0.01]}
+    shares |= {"preservation": [1.0, 0.98], "preservation_std": [0.0, 0.002], "excess": [np.nan, 0.2]}
+    summary = variant.assign(**shares, n_pairs=[4, 3], added_multiply_adds=[0, 160], reading=["", "distillation"])
+    pairs = [
+        row | {"source": source, "target": target, "transfer": row["transfer"]}
+        for row in summary.to_dict("records")
+        for source in ("SimpleNN", "ConvNet")
+        for target in ("SimpleNN", "ConvNet")
+        if (row["family"], source, target) != ("new", "SimpleNN", "ConvNet")
+    ]
+    curve = [
+        row
+        | {"gamma": gamma, "transfer": row["transfer"] - gamma / 10, "specificity": row["specificity"] - gamma / 100}
+        for row in summary.to_dict("records")
+        for gamma in (0.0, 0.5)
+    ]
+    return {"summary": summary, "pairs": pd.DataFrame(pairs), "curve": pd.DataFrame(curve)}
+
+
+def jobs() -> list[Job]:
+    """A chain a, c, d of 7 s beside a chain b, d of 6 s; d reads from both."""
+    return [
+        Job("make", "a", 1.0, 1.0, 100, (), 0.0),
+        Job("make", "b", 3.0, 2.5, 120, (), 0.0),
+        Job("train", "c", 3.0, 2.0, 300, (0,), 4.0),
+        Job("draw", "d", 3.0, 1.0, 90, (1, 2), 2.0),
+    ]
+
+
+def run_data() -> dict:
+    machine = {"processor": "made up", "processors": 2, "memory_mb": 8192, "gpus": [], "container": False}
+    content = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:01:00+00:00", "machines": [machine]}
+    content |= {"jobs": [vars(job) for job in jobs()], "rules": by_rule(jobs()), "edges": edges(jobs())}
+    return content | {"path": longest_path(jobs())}

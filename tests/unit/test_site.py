@@ -1,0 +1,165 @@
+"""The site says what the tables say: its data files, the overview, the longest path of a run."""
+
+import base64
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from site_tables import classifiers, image_features, injection_tables, jobs, saes
+
+from saeflow.datasets.images import ImageSplit
+from saeflow.publish.site import data, features, pages, run
+
+IMAGES = ImageSplit(np.random.default_rng(1).random((50, 1, 8, 8), np.float32), np.arange(50) % 10)
+
+
+def test_data_come_back_as_they_were_and_cannot_end_their_script(tmp_path):
+    content = {"text": 'a </script> "b" \u2028', "numbers": np.array([1.23456789, np.nan]), 3: (True, None)}
+    data.write(tmp_path / "x.js", "a/key", content)
+    text = (tmp_path / "x.js").read_text()
+    assert text.startswith('saeflow.put("a/key",')
+    assert "</script" not in text
+    assert text.count("\n") == 1
+    assert data.read(tmp_path / "x.js") == {"text": content["text"], "numbers": [1.23457, None], "3": [True, None]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site") / "features"
+    features.write([image_features("topk", 150), image_features("relu", 70, seed=1)], IMAGES, folder)
+    return folder
+
+
+def test_the_index_has_the_numbers_of_the_table(folder):
+    listed = data.read(folder / "index.js")
+    assert [(sae["name"], sae["n"]) for sae in listed["saes"]] == [
+        ("ConvNet-full-s0/last.pre/topk-s0", 150),
+        ("ConvNet-full-s0/last.pre/relu-s0", 70),
+    ]
+    table = image_features("relu", 70, seed=1).table
+    index = data.read(folder / listed["saes"][1]["name"] / "index.js")
+    columns = {"density": "test_activation_rate", "max": "max_active", "score": "auroc"}
+    for ours, theirs in columns.items():
+        np.testing.assert_allclose(np.array(index[ours], float), table[theirs], rtol=1e-5)
+    assert index["says"] == table["hypothesis"].tolist()
+    assert np.flatnonzero(index["dead"]).tolist() == [5]
+
+
+def test_a_page_has_its_feature_and_the_images_that_it_shows(folder):
+    sae = image_features("topk", 150)
+    chunk = data.read(folder / sae.name / f"{149 // features.CHUNK}.js")
+    page = chunk["features"][149 % features.CHUNK]
+    assert page["says"] == sae.table.hypothesis[149]
+    np.testing.assert_allclose(page["facts"]["auroc"], sae.table.auroc[149], rtol=1e-5)
+    np.testing.assert_allclose(page["addition"], sae.arrays["addition"][149], rtol=1e-5)
+    for image, _ in page["top"]:
+        packed, label = chunk["images"][str(image)]
+        pixels = np.frombuffer(base64.b64decode(packed), np.uint8)
+        np.testing.assert_allclose(pixels / 255, IMAGES.images[image].ravel(), atol=0.5 / 255 + 1e-6)
+        assert label == IMAGES.labels[image]
+    pattern = sae.arrays["pattern_haufe"][149]
+    drawn = np.frombuffer(base64.b64decode(page["patterns"]["haufe"]), np.int8) / 127
+    np.testing.assert_allclose(drawn, pattern / np.abs(pattern).max(), atol=0.5 / 127 + 1e-6)
+
+
+def test_a_dead_feature_has_a_page_without_examples(folder):
+    page = data.read(folder / "ConvNet-full-s0/last.pre/topk-s0" / "0.js")["features"][5]
+    assert page["dead"]
+    assert page["top"] == []
+    assert page["facts"]["auroc"] is None
+
+
+CONFIG = {
+    "study": "made_up",
+    "seed": 0,
+    "dataset": {"name": "digits"},
+    "classifiers": {"architectures": ["SimpleNN", "ConvNet"], "seeds": [0]},
+    "activations": {"hook_points": ["last.pre"]},
+    "saes": {"variants": {"topk": {}}, "seeds": [0]},
+    "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"]},
+}
+TABLES = {
+    "classifiers": classifiers(),
+    "saes": saes(),
+    "saes_summary": pd.DataFrame({"n": [3]}),
+    "features_summary": pd.DataFrame({"latents": [220]}),
+}
+
+
+def test_the_overview_has_the_numbers_of_the_tables():
+    seen = pages.overview(pages.Study(CONFIG, TABLES, injection_tables()))
+    assert seen["facts"] == {
+        "networks": 2,
+        "mean test accuracy": "95.0 %",
+        "sparse autoencoders": 3,
+        "features analysed": "220",
+        "injection methods": 2,
+    }
+    of_saes, of_injection = seen["headlines"]
+    topk = [
+        "topk",
+        "2",
+        "9.00 (8.00 to 10.00)",
+        "0.850 (0.800 to 0.900)",
+        "-0.20 (-0.30 to -0.10)",
+        "5.0 (0.0 to 10.0)",
+    ]
+    assert of_saes.rows[0] == topk
+    assert len(of_injection.rows) == 1  # references are no headline
+    assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0"]
+
+
+def test_a_study_has_the_pages_of_what_it_did(tmp_path):
+    (tmp_path / "plotly.min.js").write_text("")
+    pages.write(pages.Study(CONFIG, {"classifiers": classifiers()}), tmp_path / "site", tmp_path / "plotly.min.js")
+    written = {path.name for path in (tmp_path / "site").iterdir()}
+    assert written == {"index.html", "run.html", "assets"}
+    assert 'href="features.html"' not in (tmp_path / "site/index.html").read_text()
+
+
+def test_pages_are_the_same_bytes_each_time(tmp_path):
+    (tmp_path / "plotly.min.js").write_text("")
+    for name in ("a", "b"):
+        study = pages.Study(CONFIG, TABLES, injection_tables())
+        pages.write(study, tmp_path / name, tmp_path / "plotly.min.js")
+    first, second = (
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("a", "b")
+    )
+    assert first == second
+
+
+def test_the_longest_path_is_that_of_the_slowest_chain():
+    assert [(job["name"], job["until"]) for job in run.longest_path(jobs())] == [("a", 1.0), ("c", 4.0), ("d", 7.0)]
+    assert run.longest_path([]) == []
+
+
+def test_rules_are_counted_and_joined():
+    rows = {row["name"]: row for row in run.by_rule(jobs())}
+    assert rows["make"] == {"name": "make", "jobs": 2, "cpu_seconds": 3.5, "longest_seconds": 3.0, "memory_mib": 120}
+    assert run.edges(jobs()) == [("make", "draw"), ("make", "train"), ("train", "draw")]
+
+
+def test_jobs_are_read_from_what_snakemake_keeps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results, metadata = tmp_path / "results/s", tmp_path / "metadata"
+    (results / "benchmarks").mkdir(parents=True)
+    metadata.mkdir()
+    (results / "data.npz").write_bytes(bytes(2_000_000))
+    (results / "benchmarks/make.jsonl").write_text('{"cpu_time": 1.5, "max_rss": "NA"}\n')
+
+    def keep(output, rule, inputs, log, start, end):
+        known = {"rule": rule, "input": inputs, "log": [log], "starttime": start, "endtime": end, "incomplete": False}
+        (metadata / base64.b64encode(output.encode()).decode()).write_text(json.dumps(known))
+
+    keep("results/s/data.npz", "make", ["scripts/a.py"], "results/s/logs/make.log", 0, 2)
+    keep("results/s/model", "train", ["results/s/data.npz"], "results/s/logs/train/x.log", 2, 7)
+    keep("results/other/model", "train", [], "results/other/logs/train.log", 0, 1)
+    first, second = run.read_jobs(results.relative_to(tmp_path), metadata)
+    assert (first.rule, first.seconds, first.cpu_seconds, first.memory_mib) == ("make", 2, 1.5, 0)
+    assert (second.name, second.reads, second.input_mb) == ("train/x", [0], 2.0)
