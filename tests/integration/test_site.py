@@ -96,4 +96,4 @@ def test_the_explorer_sorts_by_keyboard_and_searches(seen, site):
     assert float(explorer["densest"]) == pytest.approx(max(alive), rel=1e-2)
     assert float(explorer["sparsest"]) == pytest.approx(min(alive), rel=1e-2)
     assert explorer["found"] == "2 features"
-    assert explorer["opened"] == "Feature 7 of ConvNet-full-s0/last.pre/relu-s0"
+    assert explorer["opened"] == "Feature 7 of ConvNet-full-s0/last.pre/topk-s0"
