@@ -23,6 +23,7 @@ from saeflow.datasets.texts import TextError
 _META = b"saeflow"
 _GROUP = 1024  # contexts in memory
 START = -1
+COLUMNS = ("tokens", "document", "position")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Contexts:
     tokens: Int[np.ndarray, "n context"]
     document: Int[np.ndarray, "n context"]
     position: Int[np.ndarray, "n context"]
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["Contexts"]) -> Self:
+        """All in memory."""
+        parts = list(parts)
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,7 +64,7 @@ def pack(
     *,
     start: int | None,
     context_size: int,
-    n_tokens: int,
+    n_tokens: int | None,
     encoded_at_once: int = 256,
 ) -> Iterator[Contexts]:
     """Contexts of documents, one by one in groups, until they hold a number of text tokens.
@@ -67,23 +74,27 @@ def pack(
         encode: ids of several texts, without special tokens.
         start: id of the start token; without one, documents follow one another and only `document` tells them apart.
         context_size: tokens per context.
-        n_tokens: text tokens asked for; the last context is filled.
+        n_tokens: text tokens asked for, the last context is filled; None for all that fill a context.
         encoded_at_once: documents per call of `encode`.
     Raises:
         TextError: the documents have fewer tokens.
     """
     found = 0
     for contexts in _packed(documents, encode, _Packer(start, context_size), encoded_at_once):
+        if n_tokens is None:
+            yield contexts
+            continue
         so_far = found + contexts.is_text.sum(1).cumsum()
         n = int(np.searchsorted(so_far, n_tokens)) + 1
         found = int(so_far[:n][-1])
         yield Contexts(contexts.tokens[:n], contexts.document[:n], contexts.position[:n])
         if found >= n_tokens:
             return
-    raise TextError(
-        f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more text "
-        "or ask for fewer"
-    )
+    if n_tokens is not None:
+        raise TextError(
+            f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more "
+            "text or ask for fewer"
+        )
 
 
 def _packed(
@@ -197,13 +208,6 @@ class TokenFile:
         with parquet.ParquetFile(self._path) as file:
             for batch in file.iter_batches(size):
                 arrays = (
-                    batch[name].flatten().to_numpy().astype(np.int64).reshape(-1, self.context_size)
-                    for name in ("tokens", "document", "position")
+                    batch[name].flatten().to_numpy().astype(np.int64).reshape(-1, self.context_size) for name in COLUMNS
                 )
                 yield Contexts(*arrays)
-
-    def all(self) -> Contexts:
-        """All contexts in memory."""
-        parts = list(self.batches(_GROUP))
-        names = ("tokens", "document", "position")
-        return Contexts(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
