@@ -1,16 +1,21 @@
 """Language models: loaded, hooked, captured, trained."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
+import httpx
+import huggingface_hub
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from huggingface_hub import errors
 
 from saeflow.activations import ActivationStore
 from saeflow.config_language import EmbeddedModel, Hook
 from saeflow.datasets import contexts
-from saeflow.models import hook_points, language, language_capture, language_training
+from saeflow.models import hook_points, language, language_capture, language_files, language_training
 
 TEXTS = ["the cat sat on the mat .", "who saw the dog ? it ran , the dog ran on", "a dog saw a cat .", "it sat ."]
 
@@ -158,16 +163,56 @@ def test_a_tokenizer_of_another_model_is_refused(llama, tokens):
 
 
 def test_a_folder_without_model_weights_or_tokenizer_is_refused(tmp_path, folders):
-    with pytest.raises(language.LanguageModelError, match=r"has no config\.json"):
+    with pytest.raises(language_files.ModelFilesError, match="lost: is no folder"):
+        language_files.files_of(tmp_path / "lost")
+    with pytest.raises(language_files.ModelFilesError, match=r"has no config\.json"):
         language.load(tmp_path, tiny_models.SETTINGS, "cpu")
     (tmp_path / "config.json").write_text((folders["llama"] / "config.json").read_text())
-    with pytest.raises(language.LanguageModelError, match=r"no \*\.safetensors"):
+    with pytest.raises(language_files.ModelFilesError, match="has no weights"):
         language.load(tmp_path, tiny_models.SETTINGS, "cpu")
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(language.LanguageModelError, match=r"only pytorch_model\.bin, which can run code"):
+    with pytest.raises(language_files.ModelFilesError, match=r"only pytorch_model\.bin, which can run code"):
         language.load(tmp_path, tiny_models.SETTINGS, "cpu")
     with pytest.raises(language.LanguageModelError, match="no tokenizer"):
         language.load_tokenizer(tmp_path / "lost", tiny_models.SETTINGS)
+
+
+def hub_error(kind):
+    return kind("no", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.example")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (errors.GatedRepoError, "a/b: gated; accept its terms .* HF_TOKEN"),
+        (errors.RepositoryNotFoundError, "a/b: not on the hub, or private"),
+        (errors.RevisionNotFoundError, "a/b: has no revision 'main'"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(tmp_path, monkeypatch, kind, said):
+    def refuse(*_, **__):
+        raise hub_error(kind)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(language_files.ModelFilesError, match=said):
+        language_files.download("a/b", "main", tmp_path, False)
+
+
+def test_a_download_takes_no_pickle_and_notes_the_commit(tmp_path, monkeypatch, folders):
+    asked = {}
+
+    def fetch(name, *, revision, local_dir, allow_patterns):
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        shutil.copytree(folders["llama"], local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    language_files.download("a/b", "main", tmp_path / "m", False)
+    assert (asked["name"], asked["revision"]) == ("a/b", "c0ffee")
+    assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in asked["patterns"])
+    note = json.loads((tmp_path / "m" / language_files.SNAPSHOT).read_text())
+    assert note == {"id": "a/b", "revision": "main", "commit": "c0ffee"}
+    assert language_files.snapshot_name("a/b", "main") == "a--b@main"
 
 
 def test_a_model_that_brings_its_own_code_is_refused(tmp_path, folders):

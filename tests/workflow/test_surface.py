@@ -133,7 +133,7 @@ def locked() -> dict[str, str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_conda_environment_pins_what_the_lock_pins(path):
-    conda_names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    conda_names = {"pytorch": "torch", "matplotlib-base": "matplotlib", "huggingface_hub": "huggingface-hub"}
     environment = yaml.safe_load(path.read_text())
     assert environment.keys() == {"channels", "dependencies"}
     assert environment["channels"] == ["conda-forge", "nodefaults"]

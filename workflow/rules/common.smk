@@ -47,6 +47,8 @@ FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{
 INJECTION = "<results>/injection"
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
+# Filled by language.smk.
+LANGUAGE_RESULTS = []
 GPU = int(STUDY.compute.device == "cuda")
 # Parts of each store, one per capture job; the SAEs of each training job.
 PARTS = range(STUDY.activations.shards)

@@ -135,6 +135,7 @@ RESULTS = [
     outputs_of(rules.analyze_features, **TRAINED_AT),
     GALLERIES,
     INJECTION_RESULTS,
+    LANGUAGE_RESULTS,
     rules.gather_tables.output,
     rules.draw_figures.output,
     rules.write_report.output,

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from saeflow.models.language_files import files_of
+
 # Nothing here goes to the network, and no tokenizer forks threads of its own.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _LOCAL = {"local_files_only": True}
@@ -75,11 +77,14 @@ def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
         settings: section `language.models.<name>` as a dict.
         device: of the whole model, unless the section has a device map.
     Raises:
-        LanguageModelError: no such model, weights that are pickles, an attention implementation that it does not have.
+        ModelFilesError: no such model, or weights that are pickles.
+        LanguageModelError: what transformers says of it: an attention implementation that it does not have, say.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    check_files(folder)
+    files_of(folder)
+    logging.disable_progress_bar()  # a job's log has no use for one
     where = {"device_map": settings["device_map"]} if settings["device_map"] else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -95,16 +100,6 @@ def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
         raise LanguageModelError(f"{folder}: transformers cannot load it: {error}") from error
     model = model if where else model.to(device)
     return model.eval().requires_grad_(False)
-
-
-def check_files(folder: Path) -> None:
-    """Raise LanguageModelError if a folder has no configuration, or no weights that run no code."""
-    if not (folder / "config.json").is_file():
-        raise LanguageModelError(f"{folder}: has no config.json; a model is a folder in Hugging Face's format")
-    if not any(folder.glob("*.safetensors")):
-        pickles = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")))
-        what = f"only {pickles}, which can run code when loaded; convert it" if pickles else "no *.safetensors"
-        raise LanguageModelError(f"{folder}: {what}")
 
 
 def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> None:

@@ -146,5 +146,8 @@ def mean_loss(model: nn.Module, contexts: Contexts, batch_size: int, device: str
 
 def save(model: nn.Module, tokens: Tokens, folder: Path) -> None:
     """Write model and tokenizer as transformers reads them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     model.cpu().save_pretrained(folder)
     tokens.tokenizer.save_pretrained(folder)
