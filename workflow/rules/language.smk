@@ -1,6 +1,7 @@
 # Language models: text, models, activations of every hook point in one pass, SAEs, what their features show.
 from saeflow.datasets import texts
 from saeflow.models import language_files
+from saeflow.reproduce import digest_of
 
 SPEC = STUDY.language
 TEXT = SPEC.text
@@ -19,6 +20,8 @@ TOKENS = f"{LANGUAGE}/tokens/{{language_model}}/{{split_of_text}}.parquet"
 TEXT_STORE = f"{LANGUAGE}/activations/{{language_model}}/{{hook}}/{{split_of_text}}"
 TEXT_SAES = f"{LANGUAGE}/saes/{{language_model}}/{{hook}}"
 TEXT_SAE = f"{TEXT_SAES}/{{variant}}-s{{sae_seed}}"
+TEXT_FEATURES = f"{LANGUAGE}/features/{{language_model}}/{{hook}}/{{variant}}"
+FEATURE_FILES = ("features.parquet", "contexts.parquet", "summary.json")
 TEXT_VARIANTS = list(SPEC.saes.variants)
 ALL_TEXT_SAES = dict(variant=TEXT_VARIANTS, sae_seed=SPEC.saes.seeds)
 # Models of the hub, by the folder that each is downloaded to.
@@ -73,6 +76,11 @@ def each_hook(pattern, models=LANGUAGE_MODELS, **values):
     ]
 
 
+# What features are made by, wherever the files lie.
+LANGUAGE_DIGEST = digest_of(
+    {name: without_paths(getattr(SPEC, name)) for name in ("text", "activations", "saes", "features")}
+    | {"models": {name: without_paths(model) for name, model in LANGUAGE_MODELS.items()}, "seed": STUDY.seed}
+)
 try:
     FOLDERS = {
         name: list(map(str, language_files.files_of(m.folder, m.trust_remote_code)))
@@ -282,6 +290,70 @@ rule train_language_saes:
         "../../scripts/train_language_saes.py"
 
 
+rule evaluate_language_saes:
+    input:
+        model=lambda wildcards: model_files(wildcards.language_model),
+        tokens=TOKENS.replace("{split_of_text}", "held_out"),
+        store=text_store("held_out")[0],
+        chunks=text_store("held_out")[1],
+        saes=each(f"{TEXT_SAE}/cfg.json", **ALL_TEXT_SAES),
+        weights=each(f"{TEXT_SAE}/sae_weights.safetensors", **ALL_TEXT_SAES),
+        lib=library("evaluate_language_saes"),
+    output:
+        metrics=f"{TEXT_SAES}.metrics.parquet",
+    log:
+        "<results>/logs/evaluate_language_saes/{language_model}/{hook}.log",
+    benchmark:
+        "<results>/benchmarks/evaluate_language_saes/{language_model}/{hook}.jsonl"
+    conda:
+        "../../envs/language.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        mem_mb=memory(4000),
+        runtime=240,
+        gpu=GPU,
+    params:
+        cfg=of_model("activations", variants=TEXT_VARIANTS, sae_seeds=list(SPEC.saes.seeds)),
+    script:
+        "../../scripts/evaluate_language_saes.py"
+
+
+rule analyze_language_features:
+    input:
+        model=lambda wildcards: model_files(wildcards.language_model),
+        store=text_store("train")[0],
+        chunks=text_store("train")[1],
+        saes=each(f"{TEXT_SAE}/cfg.json", variant=TEXT_VARIANTS, sae_seed=SPEC.saes.seeds[0]),
+        weights=each(f"{TEXT_SAE}/sae_weights.safetensors", variant=TEXT_VARIANTS, sae_seed=SPEC.saes.seeds[0]),
+        metrics=f"{TEXT_SAES}.metrics.parquet",
+        lib=library("analyze_language_features"),
+    output:
+        features=each(f"{TEXT_FEATURES}/features.parquet", variant=TEXT_VARIANTS),
+        contexts=each(f"{TEXT_FEATURES}/contexts.parquet", variant=TEXT_VARIANTS),
+        summaries=each(f"{TEXT_FEATURES}/summary.json", variant=TEXT_VARIANTS),
+    log:
+        "<results>/logs/analyze_language_features/{language_model}/{hook}.log",
+    benchmark:
+        "<results>/benchmarks/analyze_language_features/{language_model}/{hook}.jsonl"
+    conda:
+        "../../envs/language.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        mem_mb=memory(4000),
+        runtime=480,
+        gpu=GPU,
+    params:
+        cfg=of_model(
+            "features",
+            study=STUDY.study,
+            variants=TEXT_VARIANTS,
+            sae_seed=SPEC.saes.seeds[0],
+            config_digest=LANGUAGE_DIGEST,
+        ),
+    script:
+        "../../scripts/analyze_language_features.py"
+
+
 LANGUAGE_RESULTS += [
     DOCUMENTS,
     *(each(f"{LANGUAGE}/models/{name}/{{file}}", file=(*TRAINED_FILES, "training.json")) for name in EMBEDDED_MODELS),
@@ -291,6 +363,8 @@ LANGUAGE_RESULTS += [
     each_hook(f"{TEXT_SAE}/cfg.json", **ALL_TEXT_SAES),
     each_hook(f"{TEXT_SAE}/sae_weights.safetensors", **ALL_TEXT_SAES),
     each_hook(f"{TEXT_SAE}.curves.parquet", **ALL_TEXT_SAES),
+    each_hook(f"{TEXT_SAES}.metrics.parquet"),
+    *(each_hook(f"{TEXT_FEATURES}/{file}", variant=TEXT_VARIANTS) for file in FEATURE_FILES),
 ]
 
 

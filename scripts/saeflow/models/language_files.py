@@ -1,10 +1,12 @@
 """Files of a language model's folder, and their download from the Hugging Face hub: nothing is loaded here."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeflow.reproduce import write_json
+from saeflow.reproduce import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,15 @@ def folder_of(paths: Path | Sequence[Path]) -> Path:
     if isinstance(paths, Path):
         return paths if paths.is_dir() else paths.parent
     return folder_of(paths[0])
+
+
+def revision_of(folder: Path) -> str:
+    """What a model's weights are known by: the hub's commit, or the digest of all weights."""
+    note = folder / SNAPSHOT
+    if note.is_file():
+        return json.loads(note.read_text())["commit"]
+    digests = "".join(sha256_file(path) for path in sorted(folder.glob("*.safetensors")))
+    return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
 
 
 def snapshot_name(hub_id: str, revision: str) -> str:
