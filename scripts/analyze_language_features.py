@@ -1,6 +1,6 @@
 """Work out what the features of one hook point's SAEs show: one pass over the training text for each SAE.
 
-For each: a table of features, a table of the contexts in which they fire most, and a summary. Only the SAEs of the first
+For each: a table of features, one of the contexts in which they fire most, and a summary. Only the SAEs of the first
 seed; `saeflow.features.dashboards` has the columns.
 """
 

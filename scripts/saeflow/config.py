@@ -160,8 +160,8 @@ class Classifiers(Section):
 
     architectures: Annotated[tuple[Architecture, ...], AfterValidator(each_once)] = Field(
         ("SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"),
-        min_length=1,
-        description="Architectures, by name: " + ", ".join(ARCHITECTURES) + ", or one of `layers`.",
+        description="Architectures, by name: " + ", ".join(ARCHITECTURES) + ", or one of `layers`. None at all in a "
+        "study of language models alone.",
     )
     layers: dict[Architecture, Layers] = Field({}, description="Architectures of your own, by name.")
     roles: dict[Name, Role] = Field(
@@ -390,6 +390,13 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.classifiers.architectures:
+            idle = [
+                name for name, used in (("injection", self.injection), ("saes.variants", self.saes.variants)) if used
+            ]
+            if self.language is None or idle:
+                why = f"{idle[0]} needs some" if idle else "only a study with `language` can do without"
+                raise ValueError(f"classifiers.architectures: none given, but {why}")
         n_classes = N_CLASSES[self.dataset.name]
         for name, role in self.classifiers.roles.items():
             strangers = [label for label in role.classes if label >= n_classes]

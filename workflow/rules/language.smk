@@ -21,6 +21,7 @@ TEXT_STORE = f"{LANGUAGE}/activations/{{language_model}}/{{hook}}/{{split_of_tex
 TEXT_SAES = f"{LANGUAGE}/saes/{{language_model}}/{{hook}}"
 TEXT_SAE = f"{TEXT_SAES}/{{variant}}-s{{sae_seed}}"
 TEXT_FEATURES = f"{LANGUAGE}/features/{{language_model}}/{{hook}}/{{variant}}"
+LANGUAGE_TABLES = ("saes", "saes_summary", "training", "features_summary")
 FEATURE_FILES = ("features.parquet", "contexts.parquet", "summary.json")
 TEXT_VARIANTS = list(SPEC.saes.variants)
 ALL_TEXT_SAES = dict(variant=TEXT_VARIANTS, sae_seed=SPEC.saes.seeds)
@@ -354,6 +355,37 @@ rule analyze_language_features:
         "../../scripts/analyze_language_features.py"
 
 
+rule gather_language_tables:
+    input:
+        metrics=each_hook(f"{TEXT_SAES}.metrics.parquet"),
+        curves=each_hook(f"{TEXT_SAE}.curves.parquet", **ALL_TEXT_SAES),
+        summaries=each_hook(f"{TEXT_FEATURES}/summary.json", variant=TEXT_VARIANTS),
+        lib=library("gather_language_tables"),
+    output:
+        parquet=each(f"{LANGUAGE}/tables/{{table}}.parquet", table=LANGUAGE_TABLES),
+        csv=report(
+            each(f"{LANGUAGE}/tables/{{table}}.csv", table=LANGUAGE_TABLES),
+            caption="../report/table.rst",
+            category="Language",
+        ),
+    log:
+        "<results>/logs/gather_language_tables.log",
+    benchmark:
+        "<results>/benchmarks/gather_language_tables.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        cfg=settings(),
+    script:
+        "../../scripts/gather_language_tables.py"
+
+
+if TEXT_VARIANTS:
+    LANGUAGE_RESULTS += [rules.gather_language_tables.output]
+    LANGUAGE_REPORTED += rules.gather_language_tables.output.parquet
 LANGUAGE_RESULTS += [
     DOCUMENTS,
     *(each(f"{LANGUAGE}/models/{name}/{{file}}", file=(*TRAINED_FILES, "training.json")) for name in EMBEDDED_MODELS),
