@@ -537,15 +537,23 @@ def _locate(location: tuple[str | int, ...]) -> tuple[type[Section], list[str]]:
     keys: list[str] = []
     here: Any = Study
     for step in location:
-        inside = [
-            argument for argument in get_args(here) if isinstance(argument, type) and issubclass(argument, Section)
-        ]
-        here = inside[0] if get_origin(here) in (UnionType, Union) and len(inside) == 1 else here
+        here = _section_of(here)
         section = here if isinstance(here, type) and issubclass(here, Section) else section
         if keys and keys[-2:-1] == ["variants"] and step in VARIANTS:
             here = VARIANTS[step]  # pydantic puts a union's tag into the path; the file has no such key
             continue
         keys.append(str(step))
         field = section.model_fields.get(step) if here is section else None
-        here = field.annotation if field else (get_args(here) or (None,))[-1]
+        inside = [argument for argument in get_args(here) if argument is not ...]
+        here = field.annotation if field else (inside or [None])[-1]
     return section, keys
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section in a union or behind annotations; what has none, or several, stays as it is."""
+    if hasattr(annotation, "__metadata__"):
+        return _section_of(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        inside = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)]
+        return inside[0] if len(inside) == 1 else annotation
+    return annotation

@@ -51,8 +51,9 @@ def model_files(name):
 
 
 def without_paths(section):
-    """A section as jobs get it: where the files lie is told by their inputs."""
-    return {name: value for name, value in section.model_dump(mode="json").items() if name != "folder"}
+    """A section as jobs get it: that there is a folder, not where it is, which their inputs tell."""
+    paths = {name: "given" for name in ("folder", "hierarchy") if getattr(section, name, None)}
+    return section.model_dump(mode="json") | paths
 
 
 def of_model(*sections, keys=None, **more):
@@ -132,11 +133,7 @@ else:
             mem_mb=memory(1000),
             runtime=60,
         params:
-            # Whether there is a folder, not where it is.
-            cfg=settings(
-                text=TEXT.model_dump(mode="json", exclude={"folder", "hierarchy"})
-                | {"folder": "given" if TEXT.folder else None}
-            ),
+            cfg=settings(text=without_paths(TEXT)),
         script:
             "../../scripts/build_texts.py"
 
