@@ -16,8 +16,11 @@ SHOWN = STUDY.model_dump(
         **PATHS_OF_LANGUAGE,
     },
 )
-# What the crate says of it: all but paths of this machine.
-CRATED = STUDY.model_dump(mode="json", exclude={"reference": True, "dataset": {"data_dir"}, **PATHS_OF_LANGUAGE})
+# What the crate says of it: all but paths of this machine; whoever rebuilds it puts models and text of folders there.
+CRATED = STUDY.model_dump(mode="json", exclude={"reference": True, "dataset": {"data_dir"}})
+if STUDY.language:
+    for name, section in {**CRATED["language"]["models"], "text": CRATED["language"]["text"]}.items():
+        section |= {key: f"data/{name}/{key}" for key in ("folder", "hierarchy") if section.get(key)}
 TABLES = ["classifiers"]
 FIGURES = ["classifiers"]
 # Filled by the rules below; a study of language models alone has tables of its own.
