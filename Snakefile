@@ -33,6 +33,7 @@ if STUDY.injection:
 
 if STUDY.language:
 
+    include: "workflow/rules/language_common.smk"
     include: "workflow/rules/language.smk"
 
 

@@ -82,8 +82,9 @@ def test_statistics_of_a_stream_are_those_of_the_whole(block):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 10**6))
-def test_top_contexts_are_those_of_a_sort_of_everything(block, k, seed):
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from([1, 40, 1 << 18]))
+def test_top_contexts_are_those_of_a_sort_of_everything(block, k, seed, sorted_at):
+    firing._SORTED = sorted_at
     z = dense(seed, n=90)
     contexts = np.repeat(np.arange(30), 3)
     top = firing.TopContexts(D_SAE, k)
@@ -91,6 +92,7 @@ def test_top_contexts_are_those_of_a_sort_of_everything(block, k, seed):
     for part in z.split(block):
         top.update(Codes.from_dense(part), first, contexts[first : first + len(part)])
         first += len(part)
+    top.close()
     for latent in range(D_SAE):
         best = {}
         for row in sorted(range(90), key=lambda row: (-z[row, latent], row)):

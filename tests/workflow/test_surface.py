@@ -99,8 +99,9 @@ def test_models_and_text_of_the_hub_are_downloaded_by_rules_of_their_own(project
     assert f"data/language_models/{model}" in project.snakemake("--dry-run", study=study).stdout
 
 
-def test_lint_finds_nothing(project):
-    assert "good condition" in "".join(project.snakemake("--lint").stderr)
+@pytest.mark.parametrize("study", ["smoke", "language_smoke"])
+def test_lint_finds_nothing(project, study):
+    assert "good condition" in "".join(project.snakemake("--lint", study=study).stderr)
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "snakefmt --check Snakefile workflow"])

@@ -130,7 +130,7 @@ def _encode(sae: SparseAutoencoder, store: Any, k: int, folder: Path) -> tuple[C
         statistics.update(block)
         top.update(block, first, store.source(slice(first, first + len(x)))[:, column].numpy())
         first += len(x)
-    return codes.close(), statistics, top
+    return codes.close(), statistics, top.close()
 
 
 def _write_contexts(

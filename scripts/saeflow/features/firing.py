@@ -7,6 +7,8 @@ from torch import Tensor
 
 from saeflow.sae.codes import Codes
 
+_SORTED = 1 << 18  # entries that are worth a sort
+
 
 class FiringStatistics:
     """Count, sum and maximum of the activations of each latent.
@@ -82,6 +84,8 @@ class TopContexts:
         self.activations = np.empty(0, np.float32)
         self.rows = np.empty(0, np.int64)
         self._contexts = np.empty(0, np.int64)
+        self._waiting: list[tuple[np.ndarray, ...]] = []
+        self._n_waiting = 0
 
     def update(self, codes: Codes, first_row: int, contexts: Int[np.ndarray, " n"]) -> None:
         """Take codes of the next rows, on the CPU.
@@ -94,18 +98,21 @@ class TopContexts:
         # What falls below the k-th of its latent cannot enter: nearly all, soon.
         enters = values > self._least[latents]
         rows = codes.rows.numpy()[enters]
-        self._merge(latents[enters], values[enters], rows + first_row, contexts[rows])
+        self._waiting.append((latents[enters], values[enters], rows + first_row, contexts[rows]))
+        self._n_waiting += len(rows)
+        # A sort costs what is kept as well as what is new, so that it waits until they are alike.
+        if self._n_waiting >= max(_SORTED, len(self.rows)):
+            self._merge()
 
-    def _merge(self, latents: np.ndarray, values: np.ndarray, rows: np.ndarray, contexts: np.ndarray) -> None:
-        columns = [
-            np.concatenate(pair)
-            for pair in (
-                (self.latents, latents),
-                (self.activations, values),
-                (self.rows, rows),
-                (self._contexts, contexts),
-            )
-        ]
+    def close(self) -> "TopContexts":
+        """End of the stream; what was found is read after this."""
+        self._merge()
+        return self
+
+    def _merge(self) -> None:
+        kept = (self.latents, self.activations, self.rows, self._contexts)
+        columns = [np.concatenate(column) for column in zip(kept, *self._waiting, strict=True)]
+        self._waiting, self._n_waiting = [], 0
         latents, values, rows, contexts = columns
         # The highest of each latent in each context, then the k highest of each latent.
         best = np.lexsort((rows, -values, contexts, latents))
