@@ -221,3 +221,8 @@ def test_the_same_sae_gives_the_same_bytes(tmp_path):
         dashboards.analyze(sae, store, readout, LanguageFeatures(), **paths)
         made.append([path.read_bytes() for path in paths.values()])
     assert made[0] == made[1]
+
+
+def test_a_single_latent_has_no_neighbour(tmp_path):
+    found, similarity = coactivation.neighbours(filed(tmp_path, torch.ones(4, 1), 2), np.array([4]), 3, 1)
+    assert found.shape == similarity.shape == (1, 0)

@@ -45,7 +45,7 @@ else:
             mem_mb=memory(1000),
             runtime=60,
         params:
-            cfg=settings(text=without_paths(TEXT)),
+            cfg=settings(text={name: without_paths(TEXT)[name] for name in READ_FROM_TEXT}),
         script:
             "../../scripts/build_texts.py"
 

@@ -25,6 +25,10 @@ LANGUAGE_TABLES = ("saes", "saes_summary", "training", "features_summary")
 FEATURE_FILES = ("features.parquet", "contexts.parquet", "summary.json")
 TEXT_VARIANTS = list(SPEC.saes.variants)
 ALL_TEXT_SAES = dict(variant=TEXT_VARIANTS, sae_seed=SPEC.saes.seeds)
+# What documents depend on; of a folder are read no more than the tokens need.
+READ_FROM_TEXT = ["documents", "hierarchy"]
+if TEXT.folder:
+    READ_FROM_TEXT = ["folder", "separator", "column", "train_tokens", "held_out_tokens"]
 # Models of the hub, by the folder that each is downloaded to.
 SNAPSHOTS = {
     language_files.snapshot_name(m.id, m.revision): m.model_dump(include={"id", "revision", "trust_remote_code"})

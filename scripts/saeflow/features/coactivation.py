@@ -28,6 +28,8 @@ def neighbours(
         latents and similarities; -1 and 0 where no other latent ever fires together with one.
     """
     d_sae, k = codes.d_sae, min(k, codes.d_sae - 1)
+    if k == 0:
+        return np.empty((d_sae, 0), np.int32), np.empty((d_sae, 0), np.float32)
     stripe = max(1, min(d_sae, (memory_mb << 20) // (_BYTES * d_sae)))
     found, similarity = np.full((d_sae, k), -1, np.int32), np.zeros((d_sae, k), np.float32)
     for first in range(0, d_sae, stripe):
