@@ -31,6 +31,12 @@ if STUDY.injection:
     include: "workflow/rules/injection.smk"
 
 
+if STUDY.language:
+
+    include: "workflow/rules/language_common.smk"
+    include: "workflow/rules/language.smk"
+
+
 include: "workflow/rules/publish.smk"
 
 

@@ -10,12 +10,20 @@ from saeflow.rule import run
 
 
 def main(
-    *, tables: list[Path], figures: list[Path], galleries: list[Path], injection: list[Path], report: Path, cfg: dict
+    *,
+    tables: list[Path],
+    figures: list[Path],
+    galleries: list[Path],
+    injection: list[Path],
+    language: list[Path],
+    report: Path,
+    cfg: dict,
 ) -> None:
     """
     Arguments:
         tables, figures, galleries: what is shown.
         injection: report, summary and figure of the injection study; none without one.
+        language: tables of the language study; none without one.
         report: .html to write.
         cfg: `study` (the whole config).
     """
@@ -23,7 +31,8 @@ def main(
     pictures = {path.stem: pages.picture(path, report, pages.CAPTIONS[path.stem]) for path in figures}
     sheets = [pages.picture(path, report, _caption(path)) for path in galleries if path.suffix == ".png"]
     part = _injection(*injection, report) if injection else None
-    report.write_text(pages.render(cfg["study"], frames, pictures, sheets, part))
+    texts = {path.stem: pd.read_parquet(path) for path in language}
+    report.write_text(pages.render(cfg["study"], frames, pictures, sheets, part, texts))
 
 
 def _injection(page: Path, summary: Path, figure: Path, report: Path) -> pages.Injection:

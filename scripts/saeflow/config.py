@@ -6,13 +6,12 @@ Nothing heavier than pydantic is imported here: the Snakefile reads this module 
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,30 +20,55 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from saeflow.config_language import Language
+from saeflow.config_saes import (
+    VARIANTS,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    MatryoshkaBatchTopK,
+    Penalised,
+    ReLU,
+    SAEs,
+    Sparse,
+    SparseAutoencoder,
+    TopK,
+    Training,
+    Variant,
+)
+from saeflow.config_sections import ConfigError, HookPoint, Name, PathToRead, Section, Seed, Seeds, Share, each_once
 from saeflow.redaction import has_password, is_secret_name
 
-# Names become files and folders of the results: no separator, no dot in front, and short enough for every disk.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
-# What is only read may lie anywhere; braces and angle brackets would be Snakemake's wildcards and variables.
-PathToRead = Annotated[str, Field(pattern=r"^[^\x00-\x1f{}<>]+$", max_length=4095)]
-Share = Annotated[float, Field(ge=0, le=1)]
+# Sections of modules beside this one, under the one name that the library knows them by.
+__all__ = [
+    "VARIANTS",
+    "BatchTopK",
+    "ConfigError",
+    "Gated",
+    "HookPoint",
+    "JumpReLU",
+    "Language",
+    "MatryoshkaBatchTopK",
+    "Name",
+    "Penalised",
+    "ReLU",
+    "SAEs",
+    "Section",
+    "Seed",
+    "Seeds",
+    "Share",
+    "Sparse",
+    "SparseAutoencoder",
+    "TopK",
+    "Training",
+    "Variant",
+]
+
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist_letters"]
 Architecture = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 N_CLASSES: dict[Dataset, int] = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "kmnist": 10, "emnist_letters": 26}
-
-
-class ConfigError(ValueError):
-    """A study that cannot be run; the message names each key, its value and what would be right."""
-
-
-class Section(BaseModel):
-    """A part of the study: frozen, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Compute(Section):
@@ -95,17 +119,6 @@ class Data(Section):
         return self
 
 
-def _each_once(values: tuple) -> tuple:
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        raise PydanticCustomError("repeated", "It names {twice} twice", {"twice": ", ".join(map(str, twice))})
-    return values
-
-
-HookPoint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=64)]
-Seeds = Annotated[tuple[Seed, ...], AfterValidator(_each_once)]
-
-
 class Layers(Section):
     """Layers of an architecture between image and logits, every one followed by a ReLU."""
 
@@ -145,10 +158,10 @@ class Role(Section):
 class Classifiers(Section):
     """The networks under study: every architecture x role x seed."""
 
-    architectures: Annotated[tuple[Architecture, ...], AfterValidator(_each_once)] = Field(
+    architectures: Annotated[tuple[Architecture, ...], AfterValidator(each_once)] = Field(
         ("SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"),
-        min_length=1,
-        description="Architectures, by name: " + ", ".join(ARCHITECTURES) + ", or one of `layers`.",
+        description="Architectures, by name: " + ", ".join(ARCHITECTURES) + ", or one of `layers`. None at all in a "
+        "study of language models alone.",
     )
     layers: dict[Architecture, Layers] = Field({}, description="Architectures of your own, by name.")
     roles: dict[Name, Role] = Field(
@@ -185,11 +198,11 @@ class Classifiers(Section):
 class Activations(Section):
     """What is captured from each network, and how it is stored."""
 
-    roles: Annotated[tuple[Name, ...], AfterValidator(_each_once)] | None = Field(
+    roles: Annotated[tuple[Name, ...], AfterValidator(each_once)] | None = Field(
         None, min_length=1, description="Roles whose networks are captured and get SAEs and features; all if not given."
     )
 
-    hook_points: Annotated[tuple[HookPoint, ...], AfterValidator(_each_once)] = Field(
+    hook_points: Annotated[tuple[HookPoint, ...], AfterValidator(each_once)] = Field(
         ("last.pre",),
         min_length=1,
         description="`<layer>.pre` or `<layer>.post`, before or after the nonlinearity. `first` and `last` name the "
@@ -202,151 +215,6 @@ class Activations(Section):
         1,
         description="Jobs that capture one set of networks, each its own part of every store. Chunks, and all that "
         "is made from them, are the same for any number.",
-    )
-
-
-class SparseAutoencoder(Section):
-    """What all SAE variants share."""
-
-    d_sae: PositiveInt = Field(description="Number of latents.")
-    dead_latents: Literal["auxk", "resample", "none"] = Field(
-        "auxk",
-        description="Revival of latents that stopped firing: an auxiliary loss on them, re-initialisation, or nothing.",
-    )
-    auxk_coefficient: NonNegativeFloat = Field(1 / 32, description="Weight of the AuxK loss (`dead_latents: auxk`).")
-    splice_kl: NonNegativeFloat = Field(
-        0, description="Weight of the KL divergence between the model's output and its output with x_hat spliced in."
-    )
-
-
-class Sparse(SparseAutoencoder):
-    """An SAE whose sparsity comes from k."""
-
-    k: PositiveInt = Field(description="Active latents per activation vector (BatchTopK: on average over a batch).")
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Self:
-        if self.k > self.d_sae:
-            raise ValueError(f"k: {self.k} exceeds d_sae {self.d_sae}")
-        return self
-
-
-class Penalised(SparseAutoencoder):
-    """An SAE whose sparsity comes from a penalty: given, or calibrated to a target L0."""
-
-    penalty: PositiveFloat | None = Field(None, description="Weight of the sparsity loss. Give this or `target_l0`.")
-    target_l0: PositiveFloat | None = Field(
-        None, description="Mean active latents per activation vector that the penalty is calibrated to."
-    )
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
-        if (self.penalty is None) == (self.target_l0 is None):
-            raise ValueError("penalty, target_l0: give exactly one of them")
-        if self.target_l0 is not None and self.target_l0 > self.d_sae:
-            raise ValueError(f"target_l0: {self.target_l0:g} exceeds d_sae {self.d_sae}")
-        return self
-
-
-class ReLU(Penalised):
-    """ReLU with an L1 penalty."""
-
-    architecture: Literal["relu"] = Field(description="Selects this variant.")
-
-
-class Gated(Penalised):
-    """Gated SAE."""
-
-    architecture: Literal["gated"] = Field(description="Selects this variant.")
-
-
-class JumpReLU(Penalised):
-    """JumpReLU with an L0 penalty."""
-
-    architecture: Literal["jumprelu"] = Field(description="Selects this variant.")
-    bandwidth: PositiveFloat = Field(
-        0.5,
-        description="Width of the straight-through window around a threshold, in units of the normalised activations.",
-    )
-
-
-class TopK(Sparse):
-    """TopK."""
-
-    architecture: Literal["topk"] = Field(description="Selects this variant.")
-
-
-class BatchTopK(Sparse):
-    """BatchTopK; saved with the threshold that gives the same mean L0."""
-
-    architecture: Literal["batchtopk"] = Field(description="Selects this variant.")
-
-
-class MatryoshkaBatchTopK(Sparse):
-    """BatchTopK trained on nested prefixes of the latents."""
-
-    architecture: Literal["matryoshka"] = Field(description="Selects this variant.")
-    prefixes: tuple[PositiveInt, ...] = Field(
-        min_length=1, description="Sizes of the nested dictionaries, ascending; the last one is d_sae."
-    )
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[-1] != self.d_sae:
-            raise ValueError(f"prefixes: {list(self.prefixes)} must ascend and end with d_sae {self.d_sae}")
-        return self
-
-
-Variant = Annotated[
-    ReLU | Gated | JumpReLU | TopK | BatchTopK | MatryoshkaBatchTopK, Field(discriminator="architecture")
-]
-
-
-class Training(Section):
-    """How every SAE is trained."""
-
-    steps: PositiveInt = Field(3000, description="Optimiser steps.")
-    batch_size: PositiveInt = Field(256, description="Activation vectors per step.")
-    learning_rate: PositiveFloat = Field(1e-3, description="Peak step size of Adam.")
-    second_moment: Literal["element", "latent"] = Field(
-        "element", description="What Adam keeps one for: each element of a matrix, or each latent's row of it."
-    )
-    warmup_steps: NonNegativeInt = Field(100, description="Steps of linear rise of the step size.")
-    decay_share: Share = Field(
-        0.2, description="Last share of the steps, over which the step size falls linearly to 0."
-    )
-    sparsity_warmup_steps: NonNegativeInt = Field(
-        500, description="Steps over which the sparsity penalty rises from 0."
-    )
-    normalize: bool = Field(
-        True, description="Centre the activations and scale them to mean squared norm d_in; folded into the saved SAE."
-    )
-    init: Literal["random", "data"] = Field(
-        "random", description="Decoder rows at the start: random directions, or centred activation vectors."
-    )
-    dead_after: PositiveInt = Field(
-        25_000, description="Activation vectors without firing after which a latent counts as dead."
-    )
-    checkpoint_steps: NonNegativeInt = Field(0, description="Steps between checkpoints; 0 writes none.")
-
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> Self:
-        for name in ("warmup_steps", "sparsity_warmup_steps"):
-            if getattr(self, name) > self.steps:
-                raise ValueError(f"{name}: {getattr(self, name)} exceeds steps {self.steps}")
-        return self
-
-
-class SAEs(Section):
-    """The sparse autoencoders: every variant x seed on every store."""
-
-    variants: dict[Name, Variant] = Field({}, description="SAEs by name; without any, none is trained.")
-    seeds: Seeds = Field((0,), min_length=1, description="SAE seeds per activation store.")
-    training: Training = Field(Training(), description="Optimisation.")
-    shards: PositiveInt = Field(
-        1,
-        description="Jobs that train the SAEs of one set of stores, at most; those that are trained as one stack stay "
-        "together. SAEs are the same for any number.",
     )
 
 
@@ -463,7 +331,7 @@ class Injection(Section):
     pairs: tuple[tuple[Architecture, Architecture], ...] | None = Field(
         None, min_length=1, description="[source, target] architectures; all ordered pairs if not given."
     )
-    methods: Annotated[tuple[str, ...], AfterValidator(_each_once)] = Field(
+    methods: Annotated[tuple[str, ...], AfterValidator(each_once)] = Field(
         tuple(METHODS), min_length=1, description="Methods, by name."
     )
     preservation: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -512,6 +380,7 @@ class Study(Section):
     saes: SAEs = Field(SAEs(), description="Sparse autoencoders.")
     features: Features = Field(Features(), description="Feature analysis.")
     injection: Injection | None = Field(None, description="Concept injection; none if not given.")
+    language: Language | None = Field(None, description="Language models; none if not given.")
 
     @property
     def captured_roles(self) -> tuple[str, ...]:
@@ -521,6 +390,13 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.classifiers.architectures:
+            idle = [
+                name for name, used in (("injection", self.injection), ("saes.variants", self.saes.variants)) if used
+            ]
+            if self.language is None or idle:
+                why = f"{idle[0]} needs some" if idle else "only a study with `language` can do without"
+                raise ValueError(f"classifiers.architectures: none given, but {why}")
         n_classes = N_CLASSES[self.dataset.name]
         for name, role in self.classifiers.roles.items():
             strangers = [label for label in role.classes if label >= n_classes]
@@ -602,12 +478,6 @@ def _check_injection(injection: Injection, study: Study) -> None:
         raise ValueError("dataset.calibration_share: 0, but injection calibrates thresholds on such images; try 0.1")
 
 
-VARIANTS: dict[str, type[SparseAutoencoder]] = {
-    get_args(variant.model_fields["architecture"].annotation)[0]: variant
-    for variant in (ReLU, Gated, JumpReLU, TopK, BatchTopK, MatryoshkaBatchTopK)
-}
-
-
 def parse(config: Mapping[str, Any]) -> Study:
     """Study of a mapping.
 
@@ -667,11 +537,23 @@ def _locate(location: tuple[str | int, ...]) -> tuple[type[Section], list[str]]:
     keys: list[str] = []
     here: Any = Study
     for step in location:
+        here = _section_of(here)
         section = here if isinstance(here, type) and issubclass(here, Section) else section
         if keys and keys[-2:-1] == ["variants"] and step in VARIANTS:
             here = VARIANTS[step]  # pydantic puts a union's tag into the path; the file has no such key
             continue
         keys.append(str(step))
         field = section.model_fields.get(step) if here is section else None
-        here = field.annotation if field else (get_args(here) or (None,))[-1]
+        inside = [argument for argument in get_args(here) if argument is not ...]
+        here = field.annotation if field else (inside or [None])[-1]
     return section, keys
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section in a union or behind annotations; what has none, or several, stays as it is."""
+    if hasattr(annotation, "__metadata__"):
+        return _section_of(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        inside = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)]
+        return inside[0] if len(inside) == 1 else annotation
+    return annotation

@@ -38,7 +38,12 @@ def schema() -> str:
 def page() -> str:
     """Markdown page of all keys: a table per section."""
     parts = [_HEAD, _table("the study", Study)]
+    shown: dict[type[Section], str] = {}
     for path, section in _sections(Study, ""):
+        if section in shown:
+            parts += [f"\n## `{path}`\n\nAs `{shown[section]}`.\n"]
+            continue
+        shown[section] = path
         if section is SparseAutoencoder:
             parts += [f"\n## `{path}`\n\nA name of your own for each SAE; `architecture` selects its kind.\n"]
             parts += [_table(f"architecture: {tag}", variant, level=3) for tag, variant in VARIANTS.items()]

@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = (
     *("jinja2", "matplotlib", "numpy", "pandas", "pillow", "pyarrow", "safetensors", "scikit-learn", "scipy"),
-    *("snakemake", "torch", "zarr"),
+    *("snakemake", "tokenizers", "torch", "transformers", "zarr"),
 )
 """Packages whose version can change a byte of a result."""
 

@@ -29,6 +29,11 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(content: Any) -> str:
+    """Hex digest of what JSON can hold; equal content has equal ones."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write JSON with sorted keys, so that equal content is equal bytes; NaN and infinity are refused."""
     Path(path).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -93,6 +93,59 @@ def test_a_mistake_is_named_with_its_value_and_what_would_be_right(bad, said):
     assert any(line.startswith(said) for line in str(error.value).splitlines()), str(error.value)
 
 
+def language(**keys):
+    return study(language={"models": {"m": {"embedded": {}, "hook_points": ["model.layers.0"]}}} | keys)
+
+
+def model(**keys):
+    return language(models={"m": {"hook_points": ["model.layers.0"]} | keys})
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (model(), "language.models.m.embedded, id, folder: give exactly one of them, not none"),
+        (model(folder="f", embedded={}), "give exactly one of them, not embedded, folder"),
+        (model(id="a/b"), "language.models.m.revision: goes with `id`"),
+        (model(id="../b", revision="main"), "language.models.m.id: '../b' is not right"),
+        (model(folder="f", revision="main"), "language.models.m.revision: goes with `id`"),
+        (
+            model(embedded={"widht": 3}),
+            "language.models.m.embedded.widht: 3 under an unknown key; did you mean 'width'?",
+        ),
+        (model(embedded={"width": 30}), "language.models.m.embedded.heads: 4 must divide width 30"),
+        (model(embedded={}, hook_points=["a", {"module": "a"}]), "hook_points: a would be captured twice"),
+        (model(embedded={}, hook_points=["a", {"module": "a", "side": "middle"}]), "hook_points.1.side: 'middle'"),
+        (model(embedded={}, hook_points=["a b"]), "hook_points.0.module: 'a b' is not right"),
+        (model(embedded={}, hook_points=[{"modul": "a"}]), "'a' under an unknown key; did you mean 'module'?"),
+        (model(folder="f", dtype="int8"), "language.models.m.dtype: 'int8' is not right"),
+        (language(text={"folder": "f", "dataset": "d"}), "language.text.folder, dataset: give one of them"),
+        (language(text={"dataset": "d"}), "language.text.revision: goes with `dataset`"),
+        (language(text={"hierarchy": "h", "folder": "f"}), "language.text.hierarchy: is of the embedded corpus"),
+        (language(text={"context_size": 1}), "language.text.context_size: 1 is not right"),
+        (
+            language(saes={"variants": {"t": {"architecture": "topk", "d_sae": 8, "k": 9}}}),
+            "language.saes.variants.t.k: 9 exceeds d_sae 8",
+        ),
+        (
+            language(saes={"variants": {"t": {"architecture": "topk", "d_sae": 8, "k": 2, "splice_kl": 1}}}),
+            "language.saes.variants.t.splice_kl: is of classifiers",
+        ),
+        (study(classifiers={"architectures": []}, saes={}), "only a study with `language` can do without"),
+        (language() | {"classifiers": {"architectures": []}}, "none given, but saes.variants needs some"),
+    ],
+)
+def test_a_mistake_in_the_language_section_is_named_too(bad, said):
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(bad)
+    assert said in str(error.value)
+
+
+def test_hook_points_are_named_by_module_and_side():
+    found = config.parse(model(embedded={}, hook_points=["a.b", {"module": "a.b", "side": "input"}]))
+    assert list(found.language.models["m"].hooks) == ["a.b", "a.b.input"]
+
+
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(config.ConfigError) as error:
         config.parse(study(seed=-1, dataset={"name": "x"}, features={"top": 1}))

@@ -26,6 +26,7 @@ from saeflow import config, rule
 from saeflow.activations import ActivationStore, StoreError
 from saeflow.datasets.images import DatasetError, ImageDataset
 from saeflow.models import classifiers
+from saeflow.models.language_files import snapshot_name
 from saeflow.redaction import redact
 from saeflow.sae import formats
 from saeflow.sae.stack import Member
@@ -254,6 +255,9 @@ NAMED = {
     "cards": lambda name: {"features": {"cards": {"variants": [name]}}},
     "captured role": lambda name: {"activations": {"roles": [name]}},
     "injection method": lambda name: {"injection": {"concept": 4, "lookalike": 5, "methods": [name]}},
+    "language model": lambda name: {"language": {"models": {name: {"embedded": {}, "hook_points": ["a"]}}}},
+    "module path": lambda name: {"language": {"models": {"m": {"embedded": {}, "hook_points": [name]}}}},
+    "module": lambda name: {"language": {"models": {"m": {"embedded": {}, "hook_points": [{"module": name}]}}}},
     "injection role": lambda name: {"injection": {"concept": 4, "lookalike": 5, "target": name}},
 }
 
@@ -292,9 +296,27 @@ def test_every_text_of_a_study_is_one_of_a_list_or_has_a_pattern():
     assert free == ["/$defs/Injection/properties/methods/items"]
 
 
+def in_language(folder: str) -> dict:
+    return {"language": {"models": {"m": {"folder": folder, "hook_points": ["a"]}}}}
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b/c", "a/../b", ".", "..", "a/.b", "~", "a b", "a\0b", "http://x/y"])
+def test_a_name_on_the_hub_stays_one(name):
+    for model in ({"id": name, "revision": "main"}, {"id": "a/b", "revision": name}):
+        if model["revision"] == "main" or name not in ("a/b/c", "a/../b", "a/.b"):
+            with pytest.raises(config.ConfigError):
+                config.parse({"study": "s", "language": {"models": {"m": model | {"hook_points": ["a"]}}}})
+
+
+@pytest.mark.parametrize("revision", ["a/../b", "refs/pr/1", "v1.0"])
+def test_a_revision_is_one_name_in_the_folder_of_downloads(revision):
+    assert "/" not in snapshot_name("a/b", revision)
+
+
 @pytest.mark.parametrize("value", ["x\0y", "{wildcard}", "<results>", "a\nb", "x" * 5000], ids=ascii)
 def test_a_path_that_snakemake_would_take_for_a_pattern_is_refused(value):
-    for section in ({"reference": value}, {"dataset": {"name": "mnist", "data_dir": value}}):
+    folders = ({"reference": value}, {"dataset": {"name": "mnist", "data_dir": value}}, in_language(value))
+    for section in folders:
         with pytest.raises(config.ConfigError):
             config.parse({"study": "s"} | section)
 

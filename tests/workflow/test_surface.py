@@ -61,12 +61,47 @@ def test_a_target_builds_no_more_than_it_needs(project):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_that_ships_can_be_planned(project, path):
-    assert project.planned(study=path.stem)
+def test_every_study_that_ships_can_be_planned(project, path, tmp_path):
+    assert project.planned(study=with_folders(path, tmp_path))
 
 
-def test_lint_finds_nothing(project):
-    assert "good condition" in "".join(project.snakemake("--lint").stderr)
+def with_folders(path: Path, tmp_path: Path) -> Path:
+    """The study with folders that exist in place of those that it leaves to its user."""
+    study = yaml.safe_load(path.read_text())
+    language = study.get("language", {"models": {}})
+    for section in (*language["models"].values(), language.get("text", {})):
+        if "folder" in section:
+            section["folder"] = str(tmp_path)
+    for name in ("config.json", "model.safetensors", "text.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / path.name).write_text(yaml.safe_dump(study))
+    return tmp_path / path.stem
+
+
+def test_a_model_or_text_that_is_not_there_is_told_before_any_job(project):
+    run = project.snakemake("--dry-run", study="tinystories", check=False)
+    assert run.returncode != 0
+    assert "data/models/tinystories-llama-3m: is no folder" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("study", "model"),
+    [
+        ("pythia_70m", "EleutherAI--pythia-70m@step143000"),
+        ("gpt2", "openai-community--gpt2@main"),
+        ("phi_2", "microsoft--phi-2@main"),
+        ("gemma_2b", "google--gemma-2b@main"),
+    ],
+)
+def test_models_and_text_of_the_hub_are_downloaded_by_rules_of_their_own(project, study, model):
+    jobs = project.planned(study=study)
+    assert {"download_language_model", "download_texts"} <= set(jobs)
+    assert f"data/language_models/{model}" in project.snakemake("--dry-run", study=study).stdout
+
+
+@pytest.mark.parametrize("study", ["smoke", "language_smoke"])
+def test_lint_finds_nothing(project, study):
+    assert "good condition" in "".join(project.snakemake("--lint", study=study).stderr)
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "snakefmt --check Snakefile workflow"])
@@ -111,6 +146,11 @@ def test_the_readme_shows_the_rulegraph_as_it_is():
         ({"fetures": {}}, "did you mean 'features'?"),
         ({"dataset": {"name": "mnist", "data_dir": "nowhere", "calibration_share": 0.1}}, "nowhere"),
         (
+            {"language": {"models": {"m": {"embeded": {}, "hook_points": ["a"]}}}},
+            "language.models.m.embeded: {} under an unknown key; did you mean 'embedded'?",
+        ),
+        ({"classifiers": {"architectures": []}}, "classifiers.architectures: none given, but"),
+        (
             {"injection": {"concept": 4, "lookalike": 5, "methods": ["ridge_regresion"]}},
             "did you mean 'ridge_regression'?",
         ),
@@ -133,7 +173,7 @@ def locked() -> dict[str, str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_conda_environment_pins_what_the_lock_pins(path):
-    conda_names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    conda_names = {"pytorch": "torch", "matplotlib-base": "matplotlib", "huggingface_hub": "huggingface-hub"}
     environment = yaml.safe_load(path.read_text())
     assert environment.keys() == {"channels", "dependencies"}
     assert environment["channels"] == ["conda-forge", "nodefaults"]

@@ -47,6 +47,15 @@ FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{
 INJECTION = "<results>/injection"
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
+# Filled by language.smk.
+LANGUAGE_RESULTS, LANGUAGE_REPORTED = [], []
+# Where the files of a language study lie: no part of what it shows.
+PATHS_OF_LANGUAGE = {}
+if STUDY.language:
+    PATHS_OF_LANGUAGE["language"] = {
+        "text": {"folder", "hierarchy"},
+        "models": {name: {"folder"} for name in STUDY.language.models},
+    }
 GPU = int(STUDY.compute.device == "cuda")
 # Parts of each store, one per capture job; the SAEs of each training job.
 PARTS = range(STUDY.activations.shards)

@@ -13,95 +13,106 @@ SHOWN = STUDY.model_dump(
         "dataset": {"data_dir"},
         "activations": {"shards"},
         "saes": {"shards"},
+        **PATHS_OF_LANGUAGE,
     },
 )
-# What the crate says of it: all but paths of this machine.
+# What the crate says of it: all but paths of this machine; whoever rebuilds it puts models and text of folders there.
 CRATED = STUDY.model_dump(mode="json", exclude={"reference": True, "dataset": {"data_dir"}})
+if STUDY.language:
+    for name, section in {**CRATED["language"]["models"], "text": CRATED["language"]["text"]}.items():
+        section |= {key: f"data/{name}/{key}" for key in ("folder", "hierarchy") if section.get(key)}
 TABLES = ["classifiers"]
 FIGURES = ["classifiers"]
+# Filled by the rules below; a study of language models alone has tables of its own.
+GATHERED, DRAWN = [], []
 if CAPTURED:
     TABLES += ["saes", "saes_summary", "training", "features", "features_summary"]
     FIGURES += ["sae_quality", "sae_training", "feature_rates", "hypotheses"]
 
 
-rule gather_tables:
-    input:
-        sidecars=each(
-            "<results>/models/{dataset}/{architecture}/{role}.json",
-            dataset=DATASET,
-            architecture=ARCHITECTURES,
-            role=ROLES,
-        ),
-        metrics=outputs_of(rules.evaluate_saes, **TRAINED_AT),
-        curves=each(saes(SAE_CURVES), **TRAINED_AT),
-        features=each(
-            f"{FEATURES}/features.parquet",
-            **TRAINED_AT,
-            seed=SEEDS,
-            variant=VARIANTS,
-            sae_seed=SAE_SEEDS,
-        ),
-        lib=library("gather_tables"),
-    output:
-        parquet=each("<results>/tables/{table}.parquet", table=TABLES),
-        csv=report(
-            each("<results>/tables/{table}.csv", table=TABLES),
-            caption="../report/table.rst",
-            category="Tables",
-        ),
-    log:
-        "<results>/logs/gather_tables.log",
-    benchmark:
-        "<results>/benchmarks/gather_tables.jsonl"
-    conda:
-        "../../envs/publish.yaml"
-    resources:
-        mem_mb=memory(1000),
-        runtime=10,
-    params:
-        cfg=settings(),
-    script:
-        "../../scripts/gather_tables.py"
+if ARCHITECTURES:
 
+    rule gather_tables:
+        input:
+            sidecars=each(
+                "<results>/models/{dataset}/{architecture}/{role}.json",
+                dataset=DATASET,
+                architecture=ARCHITECTURES,
+                role=ROLES,
+            ),
+            metrics=outputs_of(rules.evaluate_saes, **TRAINED_AT),
+            curves=each(saes(SAE_CURVES), **TRAINED_AT),
+            features=each(
+                f"{FEATURES}/features.parquet",
+                **TRAINED_AT,
+                seed=SEEDS,
+                variant=VARIANTS,
+                sae_seed=SAE_SEEDS,
+            ),
+            lib=library("gather_tables"),
+        output:
+            parquet=each("<results>/tables/{table}.parquet", table=TABLES),
+            csv=report(
+                each("<results>/tables/{table}.csv", table=TABLES),
+                caption="../report/table.rst",
+                category="Tables",
+            ),
+        log:
+            "<results>/logs/gather_tables.log",
+        benchmark:
+            "<results>/benchmarks/gather_tables.jsonl"
+        conda:
+            "../../envs/publish.yaml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            cfg=settings(),
+        script:
+            "../../scripts/gather_tables.py"
 
-rule draw_figures:
-    input:
-        tables=rules.gather_tables.output.parquet,
-        lib=library("draw_figures"),
-    output:
-        png=report(
-            each("<results>/figures/{figure}.png", figure=FIGURES),
-            caption="../report/figure.rst",
-            category="Figures",
-        ),
-        svg=each("<results>/figures/{figure}.svg", figure=FIGURES),
-    log:
-        "<results>/logs/draw_figures.log",
-    benchmark:
-        "<results>/benchmarks/draw_figures.jsonl"
-    conda:
-        "../../envs/publish.yaml"
-    resources:
-        mem_mb=memory(1000),
-        runtime=10,
-    params:
-        cfg=settings(),
-    script:
-        "../../scripts/draw_figures.py"
+    rule draw_figures:
+        input:
+            tables=rules.gather_tables.output.parquet,
+            lib=library("draw_figures"),
+        output:
+            png=report(
+                each("<results>/figures/{figure}.png", figure=FIGURES),
+                caption="../report/figure.rst",
+                category="Figures",
+            ),
+            svg=each("<results>/figures/{figure}.svg", figure=FIGURES),
+        log:
+            "<results>/logs/draw_figures.log",
+        benchmark:
+            "<results>/benchmarks/draw_figures.jsonl"
+        conda:
+            "../../envs/publish.yaml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            cfg=settings(),
+        script:
+            "../../scripts/draw_figures.py"
+
+    GATHERED += rules.gather_tables.output
+    DRAWN += rules.draw_figures.output
 
 
 rule figures:
     input:
-        rules.draw_figures.output,
+        DRAWN,
         GALLERIES,
 
 
 rule write_report:
     input:
-        tables=rules.gather_tables.output.parquet,
-        figures=rules.draw_figures.output.svg,
+        tables=rules.gather_tables.output.parquet if ARCHITECTURES else [],
+        figures=rules.draw_figures.output.svg if ARCHITECTURES else [],
         galleries=GALLERIES,
         injection=INJECTION_REPORTED,
+        language=LANGUAGE_REPORTED,
         lib=library("write_report"),
     output:
         report=report("<results>/report.html", caption="../report/report.rst", category="Report"),
@@ -202,7 +213,7 @@ rule write_site_features:
 
 # Everything that the study shows; logs, benchmarks and the verdict carry times and stay out.
 RESULTS = [
-    rules.datasets.input,
+    rules.datasets.input if ARCHITECTURES else [],
     rules.models.input,
     STORES,
     FITTED,
@@ -210,8 +221,9 @@ RESULTS = [
     outputs_of(rules.analyze_features, **TRAINED_AT),
     GALLERIES,
     INJECTION_RESULTS,
-    rules.gather_tables.output,
-    rules.draw_figures.output,
+    LANGUAGE_RESULTS,
+    GATHERED,
+    DRAWN,
     rules.write_report.output,
     rules.write_site.output,
     rules.write_site_features.output if CAPTURED else [],

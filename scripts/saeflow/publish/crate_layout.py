@@ -30,6 +30,11 @@ def project_files(root: Path) -> list[str]:
     return sorted(file.relative_to(root).as_posix() for file in found)
 
 
+# Large, or somebody else's text.
+_BY_DIGEST = ("activations/", "language/activations/", "language/texts/", "language/tokens/")
+
+
 def is_shown(name: str) -> bool:
-    """Whether a file of the study's manifest is in the crate; activations, weights and arrays are there by digest."""
-    return not name.startswith("activations/") and not name.endswith((".safetensors", ".npz"))
+    """Whether a file of the study's manifest is in the crate; activations, texts, weights and arrays are there by
+    digest."""
+    return not name.startswith(_BY_DIGEST) and not name.endswith((".safetensors", ".npz"))

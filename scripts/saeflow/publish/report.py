@@ -61,16 +61,18 @@ def render(
     figures: Mapping[str, Picture],
     galleries: Iterable[Picture],
     injection: Injection | None = None,
+    language: Mapping[str, pd.DataFrame] | None = None,
 ) -> str:
     """HTML of the report.
 
     Arguments:
         study: the whole config, as builtins.
         tables: `classifiers`, and of studies with SAEs `saes_summary` and `features_summary`, as
-            `saeflow.publish.tables` makes them.
+            `saeflow.publish.tables` makes them; none in a study of language models alone.
         figures: pictures by the names in `saeflow.publish.figures`.
         galleries: contact sheets of features.
         injection: of studies with that section.
+        language: `saes_summary` and `features_summary` of the language study, if there is one.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -83,13 +85,14 @@ def render(
         figures=figures,
         galleries=list(galleries),
         injection=injection,
+        language=language or {},
         versions=versions(),
     )
 
 
 def _rows(table: pd.DataFrame) -> dict[str, list[Any]]:
     """Header and cells of a summary, metrics as `mean ± standard deviation`; names that never change are left out."""
-    same = [name for name in ("role", "hook_point") if table[name].nunique() == 1]
+    same = [name for name in ("role", "hook_point") if name in table and table[name].nunique() == 1]
     names = [name for name in table.columns if not name.endswith("_std") and name not in same]
     rows = []
     for _, row in table.iterrows():

@@ -17,6 +17,16 @@ SAE_METRICS = (
     "dead_share",
     "dense_share_10",
 )
+TEXT_METRICS = (
+    "l0",
+    "explained_variance",
+    "ce_clean",
+    "ce_sae",
+    "ce_recovered_zero",
+    "ce_recovered_mean",
+    "dead_share",
+    "dense_share_10",
+)
 PATTERNS = ("gradient", "gradient_input", "haufe", "random")
 
 

@@ -1,0 +1,34 @@
+"""Build the study's text as one Parquet file of documents: the embedded corpus, or the files of a folder.
+
+Of a folder are taken the first documents, as many as are enough for the tokens that the study asks for.
+"""
+
+import logging
+from pathlib import Path
+
+from saeflow import config_language
+from saeflow.datasets import corpus, texts
+from saeflow.datasets.hierarchy import Hierarchy
+from saeflow.rule import run
+
+log = logging.getLogger(__name__)
+
+
+def main(*, raw: list[Path], documents: Path, cfg: dict) -> None:
+    """
+    Arguments:
+        raw: text or Parquet files, or the one hierarchy of nouns that the embedded corpus is made from.
+        documents: .parquet to write.
+        cfg: `text` (section) and `seed` (root of the embedded corpus's draws).
+    """
+    text = config_language.Text.model_validate(cfg["text"])
+    if text.folder is None:
+        found = corpus.documents(Hierarchy.load(raw[0]), text.documents, cfg["seed"])
+    else:
+        asked = text.train_tokens + text.held_out_tokens
+        found = texts.enough(texts.documents_of(raw, text.separator, text.column), asked)
+    log.info("%d documents", texts.write(documents, found))
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

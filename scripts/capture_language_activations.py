@@ -1,0 +1,65 @@
+"""Capture activations of a language model: one pass over each split writes every hook point.
+
+A row is a text token; start tokens and the first token of each context, whose activations have another norm than all
+others, are left out. The columns of a row's source say document, position in it, context and token.
+"""
+
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+
+from saeflow import config_language
+from saeflow.activations import ActivationStore
+from saeflow.datasets import texts
+from saeflow.datasets.contexts import TokenFile
+from saeflow.models import language, language_capture
+from saeflow.models.language_files import folder_of
+from saeflow.rule import run
+
+
+def main(*, model: list[Path], tokens: list[Path], manifests: list[Path], cfg: dict) -> None:
+    """
+    Arguments:
+        model: the model's folder, or its files.
+        tokens: .parquet of `tokenize_texts`, of each split.
+        manifests: manifest.json of each store, in the order hook points x splits.
+        cfg: `model` (its name), `settings` (its section), `activations` (section), `device`.
+    Raises:
+        LanguageModelError, HookPointError: a model, tokenizer, context or hook point that does not go with the others.
+    """
+    settings = config_language.LanguageModel.model_validate(cfg["settings"])
+    activations = config_language.LanguageActivations.model_validate(cfg["activations"])
+    folder, hooks = folder_of(model), settings.hooks
+    network = language.load(folder, cfg["settings"], cfg["device"])
+    files = dict(zip(texts.SPLITS, map(TokenFile.open, tokens), strict=True))
+    tokenizer = language.load_tokenizer(folder, cfg["settings"])
+    language.check(network, tokenizer, files["train"].context_size, cfg["model"])
+    widths = language_capture.width(network, hooks, tokenizer.start or 0)
+    folders = dict(zip(product(hooks, texts.SPLITS), (path.parent for path in manifests), strict=True))
+    for split, file in files.items():
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(
+                    ActivationStore.create(
+                        folders[name, split],
+                        d=widths[name],
+                        dtype=activations.dtype,
+                        chunk_rows=activations.chunk_rows,
+                        source_columns=language_capture.SOURCE,
+                        metadata={
+                            "model": cfg["model"],
+                            "split": split,
+                            "hook_point": name,
+                            "context_size": file.context_size,
+                            "start_token": file.start,
+                        },
+                        if_exists="replace",
+                    )
+                )
+                for name in hooks
+            }
+            language_capture.capture(network, file.batches(activations.batch_size), hooks, writers)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

@@ -1,0 +1,213 @@
+"""Tokens of documents, packed into contexts of one length, of which each knows its document and place.
+
+A context begins with the start token; behind it stand the tokens of a document, from where the context before it broke
+off. Where a document ends inside a context, another start token and the next document follow: nothing is padded, and no
+boundary is lost. Text tokens have their place in the document as `position`, start tokens have -1.
+
+    <file>.parquet     a row per context: tokens, document, position, lists of `context_size` numbers
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int
+from pyarrow import parquet
+
+from saeflow.datasets.texts import TextError
+
+_META = b"saeflow"
+_GROUP = 1024  # contexts in memory
+START = -1
+COLUMNS = ("tokens", "document", "position")
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Some contexts.
+
+    Arguments:
+        tokens: ids.  Shape [n, context_size].
+        document: number of the document that each token belongs to.  Shape [n, context_size].
+        position: place of each token in its document, from 0; -1 for start tokens.  Shape [n, context_size].
+    """
+
+    tokens: Int[np.ndarray, "n context"]
+    document: Int[np.ndarray, "n context"]
+    position: Int[np.ndarray, "n context"]
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["Contexts"]) -> Self:
+        """All in memory."""
+        parts = list(parts)
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def is_text(self) -> Bool[np.ndarray, "n context"]:
+        """Tokens of documents: all but start tokens, and but the first of each context, whose activations have another
+        norm than all others."""
+        mask = self.position != START
+        mask[:, 0] = False
+        return mask
+
+
+def pack(
+    documents: Iterable[tuple[int, str]],
+    encode: Callable[[list[str]], list[list[int]]],
+    *,
+    start: int | None,
+    context_size: int,
+    n_tokens: int | None,
+    encoded_at_once: int = 256,
+) -> Iterator[Contexts]:
+    """Contexts of documents, one by one in groups, until they hold a number of text tokens.
+
+    Arguments:
+        documents: number and text.
+        encode: ids of several texts, without special tokens.
+        start: id of the start token; without one, documents follow one another and only `document` tells them apart.
+        context_size: tokens per context.
+        n_tokens: text tokens asked for, the last context is filled; None for all that fill a context.
+        encoded_at_once: documents per call of `encode`.
+    Raises:
+        TextError: the documents have fewer tokens.
+    """
+    found = 0
+    for contexts in _packed(documents, encode, _Packer(start, context_size), encoded_at_once):
+        if n_tokens is None:
+            yield contexts
+            continue
+        so_far = found + contexts.is_text.sum(1).cumsum()
+        n = int(np.searchsorted(so_far, n_tokens)) + 1
+        found = int(so_far[:n][-1])
+        yield Contexts(contexts.tokens[:n], contexts.document[:n], contexts.position[:n])
+        if found >= n_tokens:
+            return
+    if n_tokens is not None:
+        raise TextError(
+            f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more "
+            "text or ask for fewer"
+        )
+
+
+def _packed(
+    documents: Iterable[tuple[int, str]],
+    encode: Callable[[list[str]], list[list[int]]],
+    packer: "_Packer",
+    encoded_at_once: int,
+) -> Iterator[Contexts]:
+    """Groups of whole contexts until the documents end."""
+    for numbers, texts in _batches(documents, encoded_at_once):
+        for number, ids in zip(numbers, encode(texts), strict=True):
+            packer.add(number, ids)
+        if len(packer) >= _GROUP:
+            yield packer.take()
+    if len(packer):
+        yield packer.take()
+
+
+def _batches(documents: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[list[int], list[str]]]:
+    numbers, texts = [], []
+    for number, text in documents:
+        numbers.append(number)
+        texts.append(text)
+        if len(texts) == size:
+            yield numbers, texts
+            numbers, texts = [], []
+    if texts:
+        yield numbers, texts
+
+
+class _Packer:
+    """Fills contexts."""
+
+    def __init__(self, start: int | None, size: int) -> None:
+        self._start, self._size = start, size
+        self._columns: tuple[list[int], list[int], list[int]] = ([], [], [])
+
+    def __len__(self) -> int:
+        """Whole contexts."""
+        return len(self._columns[0]) // self._size
+
+    def add(self, number: int, ids: list[int]) -> None:
+        tokens, document, position = self._columns
+        done, new = 0, True
+        while done < len(ids):
+            if self._start is not None and (new or len(tokens) % self._size == 0):
+                tokens.append(self._start)
+                document.append(number)
+                position.append(START)
+                new = False
+                continue
+            new = False
+            n = min(len(ids) - done, self._size - len(tokens) % self._size)
+            tokens += ids[done : done + n]
+            document += [number] * n
+            position += range(done, done + n)
+            done += n
+
+    def take(self) -> Contexts:
+        """All whole contexts; what is left over stays."""
+        n = len(self) * self._size
+        arrays = [np.array(column[:n], dtype=np.int64).reshape(-1, self._size) for column in self._columns]
+        for column in self._columns:
+            del column[:n]
+        return Contexts(*arrays)
+
+
+def write(path: Path, contexts: Iterable[Contexts], *, context_size: int, start: int | None) -> None:
+    """Write contexts, a group at a time."""
+    field = pa.list_(pa.int32(), context_size)
+    schema = pa.schema([("tokens", field), ("document", pa.list_(pa.int64(), context_size)), ("position", field)])
+    meta = {"context_size": context_size, "start": start}
+    schema = schema.with_metadata({_META: json.dumps(meta, sort_keys=True)})
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in contexts:
+            columns = [
+                pa.FixedSizeListArray.from_arrays(pa.array(array.ravel(), kind.type.value_type), context_size)
+                for array, kind in zip((group.tokens, group.document, group.position), schema, strict=True)
+            ]
+            writer.write_table(pa.table(columns, schema))
+
+
+class TokenFile:
+    """Contexts on disk, read a group at a time."""
+
+    def __init__(self, path: Path, n_contexts: int, context_size: int, start: int | None) -> None:
+        """Use `open`."""
+        self._path = path
+        self.n_contexts = n_contexts
+        self.context_size = context_size
+        self.start = start
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """A file that `write` made.
+
+        Raises:
+            TextError: it is another file.
+        """
+        schema, n = parquet.read_schema(path), parquet.read_metadata(path).num_rows
+        if _META not in (schema.metadata or {}):
+            raise TextError(f"{path}: not a file of contexts")
+        meta = json.loads(schema.metadata[_META])
+        return cls(path, n, meta["context_size"], meta["start"])
+
+    def __len__(self) -> int:
+        return self.n_contexts
+
+    def batches(self, size: int) -> Iterator[Contexts]:
+        """Contexts in order, `size` at a time, the last batch may be shorter."""
+        with parquet.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(size):
+                arrays = (
+                    batch[name].flatten().to_numpy().astype(np.int64).reshape(-1, self.context_size) for name in COLUMNS
+                )
+                yield Contexts(*arrays)

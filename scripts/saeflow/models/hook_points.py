@@ -1,0 +1,143 @@
+"""Hook points of a language model: what a module gives or takes, recorded or replaced while the model runs."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from saeflow.config_language import Hook
+
+
+class HookPointError(ValueError):
+    """A hook point that the model does not have, or that gives no activations; names it and what would be right."""
+
+
+Rows = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
+
+
+def find(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path.
+
+    Raises:
+        HookPointError: there is none; lists the nearest paths.
+    """
+    modules = dict(model.named_modules())
+    if path in modules:
+        return modules[path]
+    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.4)
+    # A path that is right but for its last step says most by what is beside it.
+    parent = path.rpartition(".")[0]
+    beside = [name for name in modules if parent and name.rpartition(".")[0] == parent][:5]
+    nearest = list(dict.fromkeys([*close, *beside])) or list(modules)[1:8]
+    raise HookPointError(f"hook point '{path}': the model has no such module; nearest: {', '.join(nearest)}")
+
+
+class Recorder:
+    """Runs a model up to the last of some hook points and gives their activations; nothing behind them is computed.
+
+    Arguments:
+        model: any module whose forward takes token ids.
+        hooks: by name.
+    Raises:
+        HookPointError: a module that the model does not have.
+    """
+
+    def __init__(self, model: nn.Module, hooks: Mapping[str, Hook]) -> None:
+        self._model = model
+        self._hooks = dict(hooks)
+        self._modules = {name: find(model, hook.module) for name, hook in hooks.items()}
+
+    @torch.no_grad()
+    def __call__(
+        self, tokens: Int[Tensor, "batch context"], rows: Int[Tensor, " n"]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """Activations of some tokens.
+
+        Arguments:
+            tokens: ids, on the device of the model's embedding.
+            rows: which tokens, counted over contexts and places.
+        Returns:
+            by hook point, copies, on the device of its module.
+        Raises:
+            HookPointError: a module that does not run, or gives no vector per token.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, value: Any) -> None:
+            if name in found:  # a module that runs several times counts once
+                return
+            value = activations_in(value, name, tokens.shape)
+            found[name] = value.flatten(0, 1).index_select(0, rows.to(value.device))
+            if len(found) == len(self._hooks):
+                raise _Enough
+
+        with ExitStack() as stack:
+            for name, hook in self._hooks.items():
+                handle = _register(self._modules[name], hook.side, lambda value, name=name: keep(name, value))
+                stack.callback(handle.remove)
+            try:
+                self._model(tokens)
+            except _Enough:
+                return found
+        missing = ", ".join(name for name in self._hooks if name not in found)
+        raise HookPointError(f"hook point {missing}: the module does not run when the model reads text")
+
+
+class _Enough(Exception):  # noqa: N818
+    """All hook points are there."""
+
+
+@contextmanager
+def replaced(model: nn.Module, name: str, hook: Hook, where: Bool[Tensor, "batch context"], by: Rows) -> Iterator[None]:
+    """Inside, the activations at a hook point are replaced for some tokens.
+
+    Arguments:
+        model: which is run inside.
+        name, hook: the hook point.
+        where: tokens whose activations are replaced.
+        by: what makes of the activations [n, d] of these tokens the ones that take their place.
+    Raises:
+        HookPointError: see `Recorder`.
+    """
+
+    def change(value: Any) -> Any:
+        old = activations_in(value, name, where.shape)
+        mask = where.to(old.device)
+        new = old.clone()
+        new[mask] = by(old[mask]).to(old.dtype)
+        return new if isinstance(value, Tensor) else (new, *value[1:])
+
+    handle = _register(find(model, hook.module), hook.side, change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def activations_in(value: Any, name: str, shape: tuple[int, int]) -> Float[Tensor, "batch context d"]:
+    """The activations in what a module gives or takes: itself, or the first of several."""
+    first = value if isinstance(value, Tensor) else value[0] if isinstance(value, tuple) and value else None
+    if not isinstance(first, Tensor) or first.ndim != 3 or tuple(first.shape[:2]) != tuple(shape):
+        found = list(first.shape) if isinstance(first, Tensor) else type(value).__name__
+        raise HookPointError(f"hook point '{name}': has {found}, expected a vector per token, {[*shape, 'd']}")
+    return first
+
+
+def _register(module: nn.Module, side: str, use: Callable[[Any], Any]):
+    """Call `use` with what passes; what it returns, if anything, goes on in its place."""
+    if side == "output":
+        return module.register_forward_hook(lambda _module, _inputs, output: use(output))
+
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if args:
+            new = use(args)
+            return None if new is None else (new, kwargs)
+        name = next(iter(kwargs), None)
+        new = use(kwargs.get(name))
+        return None if new is None else (args, kwargs | {name: new})
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)

@@ -1,0 +1,147 @@
+"""Causal language models from a folder in Hugging Face's format: loaded, checked, asked for tokens and losses."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from saeflow.models.language_files import files_of
+
+# Nothing here goes to the network, and no tokenizer forks threads of its own.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_LOCAL = {"local_files_only": True}
+
+
+class LanguageModelError(ValueError):
+    """A model that cannot be used as the study asks; names the model's folder or key and what would be right."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer.
+
+    Arguments:
+        tokenizer: of transformers.
+        start: id of the token that a document begins with; none if the tokenizer has none.
+    """
+
+    tokenizer: Any
+    start: int | None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, without special tokens."""
+        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as readers see it: words with the space in front of them, never empty."""
+        found = []
+        for i, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+            if token is not None and "▁" in token:  # SentencePiece; decoding one token would drop its space
+                text = token.replace("▁", " ")
+            else:
+                text = self.tokenizer.decode([i], clean_up_tokenization_spaces=False)
+            found.append(text if text and "\ufffd" not in text else token or f"<{i}>")
+        return found
+
+
+def load_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokens:
+    """The tokenizer of a model's folder.
+
+    Arguments:
+        folder: with the tokenizer's files.
+        settings: section `language.models.<name>` as a dict.
+    Raises:
+        LanguageModelError: the folder has no tokenizer that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"], **_LOCAL)
+    except (OSError, ValueError, KeyError) as error:
+        raise LanguageModelError(f"{folder}: no tokenizer that transformers can read ({error})") from error
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return Tokens(tokenizer, start)
+
+
+def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
+    """The model of a folder, for use: no gradients, no dropout, weights from safetensors alone.
+
+    Arguments:
+        folder: with `config.json` and weights.
+        settings: section `language.models.<name>` as a dict.
+        device: of the whole model, unless the section has a device map.
+    Raises:
+        ModelFilesError: no such model, or weights that are pickles.
+        LanguageModelError: what transformers says of it: an attention implementation that it does not have, say.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    files_of(folder)
+    logging.disable_progress_bar()  # a job's log has no use for one
+    where = {"device_map": settings["device_map"]} if settings["device_map"] else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, settings["dtype"]),
+            attn_implementation=settings["attention"],
+            use_safetensors=True,
+            trust_remote_code=settings["trust_remote_code"],
+            **where,
+            **_LOCAL,
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise LanguageModelError(f"{folder}: transformers cannot load it: {error}") from error
+    model = model if where else model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> None:
+    """Refuse a tokenizer that is not the model's, and contexts longer than it can read.
+
+    Raises:
+        LanguageModelError: names the model, the sizes and the key.
+    """
+    rows, words = model.get_input_embeddings().weight.shape[0], len(tokens.tokenizer)
+    if words > rows:
+        raise LanguageModelError(
+            f"language.models.{name}: the tokenizer has {words} tokens, the model embeds {rows}: they do not belong "
+            "together"
+        )
+    limit = context_limit(model)
+    if limit is not None and context_size > limit:
+        raise LanguageModelError(
+            f"language.text.context_size: {context_size} exceeds what {name} can read, {limit} tokens"
+        )
+
+
+def context_limit(model: nn.Module) -> int | None:
+    """Most tokens that a model can read; none where its configuration does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids must be."""
+    return model.get_input_embeddings().weight.device
+
+
+@torch.no_grad()
+def loss_sum(
+    model: nn.Module, tokens: Int[Tensor, "batch context"], is_text: Bool[Tensor, "batch context"]
+) -> tuple[Float[Tensor, ""], int]:
+    """Summed cross-entropy, in nats, of the model's predictions of text tokens, and their number.
+
+    Arguments:
+        tokens: ids, on the device of the model's embedding.
+        is_text: tokens that are to be predicted; the first of a context never is.
+    """
+    logits = model(tokens, use_cache=False).logits[:, :-1]
+    wanted = is_text[:, 1:].to(logits.device)
+    losses = cross_entropy(logits[wanted].float(), tokens[:, 1:].to(logits.device)[wanted], reduction="none")
+    return losses.double().sum().cpu(), int(wanted.sum())

@@ -1,0 +1,47 @@
+"""Train every SAE of one hook point of a language model from one stream of its activations; saved for SAELens."""
+
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from saeflow import config
+from saeflow.activations import ActivationStore
+from saeflow.rule import run
+from saeflow.sae import fitting, formats, health, sharing
+
+
+def main(*, store: Path, saes: list[Path], curves: list[Path], cfg: dict) -> None:
+    """
+    Arguments:
+        store: manifest.json of the training split.
+        saes: cfg.json of each SAE to write, in the order variants x seeds.
+        curves: tables to write, one per SAE, a row per recorded training step.
+        cfg: `saes` (section), `model`, `hook` (names), `origin` (what SAELens is to know of the model), `seed` (root of
+            the draws), `device`.
+    Raises:
+        DeadSAEError: an SAE that died.
+    """
+    spec = config.SAEs.model_validate(cfg["saes"])
+    opened = ActivationStore.open(store)
+    checkpoint = saes[0].parent.with_name(f"{saes[0].parent.name}.checkpoint")
+    fitted = fitting.fit([opened], spec, seed=cfg["seed"], device=cfg["device"], checkpoint=checkpoint)
+    results = {key: health.check(result, spec.training) for key, result in fitted}
+    for key, path, curve in zip(sharing.keys_of(spec, 1), saes, curves, strict=True):
+        formats.save(
+            results[key].sae,
+            path.parent,
+            {
+                **cfg["origin"],
+                "hook_name": cfg["hook"],
+                "context_size": opened.metadata["context_size"],
+                "prepend_bos": opened.metadata["start_token"] is not None,
+                "variant": spec.variants[key.variant].model_dump(mode="json") | {"name": key.variant, "seed": key.seed},
+            },
+        )
+        identity = {"model": cfg["model"], "hook_point": cfg["hook"], "variant": key.variant, "sae_seed": key.seed}
+        parquet.write_table(pa.Table.from_pylist([identity | row for row in fitting.curves(results[key])]), curve)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)  # noqa: F821

@@ -1,0 +1,130 @@
+"""The small language study built for real: what it shows, that it is the same again, what a change reruns."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, Project, copy_project
+
+from saeflow.sae import formats
+
+STUDY = "language_smoke"
+HOOKS = ("model.layers.0", "model.layers.1.mlp.gate_proj")
+VARIANTS = ("batchtopk", "relu")
+ENDS = {"gather_language_tables", "write_report", "write_manifest", "verify"}
+SAES = {"train_language_saes", "evaluate_language_saes", "analyze_language_features"}
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> Project:
+    project = Project(copy_project(tmp_path_factory.mktemp("project")), tmp_path_factory.mktemp("work"))
+    project.snakemake(study=STUDY)
+    return project
+
+
+def results(project: Project) -> Path:
+    return project.work / "results" / STUDY
+
+
+def changed(project: Project, folder: Path, change) -> Path:
+    study = yaml.safe_load((ROOT / "config" / "studies" / f"{STUDY}.yaml").read_text())
+    change(study["language"])
+    (folder / "changed.yaml").write_text(yaml.safe_dump(study))
+    return folder / "changed"
+
+
+def test_every_hook_point_and_variant_has_its_dashboards(language):
+    for hook in HOOKS:
+        for variant, d_sae in zip(VARIANTS, (64, 48), strict=True):
+            folder = results(language) / "language" / "features" / "words" / hook / variant
+            features, contexts = (pd.read_parquet(folder / f"{name}.parquet") for name in ("features", "contexts"))
+            assert len(features) == d_sae
+            assert set(contexts["feature"]) == set(features["feature"][~features["dead"]])
+            assert (contexts.groupby("feature").size() <= 5).all()
+            summary = json.loads((folder / "summary.json").read_text())
+            assert summary["ce_clean"] < summary["ce_sae"] < summary["ce_zero"]
+            assert summary["n_tokens"] >= 20_000
+            assert 0 < summary["explained_variance"] < 1
+            # 64 wide is the MLP, which has no place in the residual stream.
+            assert all(len(tokens) == (10 if hook == HOOKS[0] else 0) for tokens in features["top_tokens"])
+            sae = formats.load(results(language) / "language" / "saes" / "words" / hook / f"{variant}-s0")
+            assert (sae.d_in, sae.d_sae) == (summary["d_in"], d_sae)
+            assert sae.metadata["model_name"] == "words"
+            assert sae.metadata["hook_name"] == hook
+
+
+def test_the_report_shows_all_seeds(language):
+    tables = results(language) / "language" / "tables"
+    assert len(pd.read_parquet(tables / "saes.parquet")) == 2 * 2 * 2
+    assert (pd.read_parquet(tables / "saes_summary.parquet")["n"] == 2).all()
+    page = (results(language) / "report.html").read_text()
+    assert "Language models words" in page
+    assert page.count("gate_proj") >= 2
+    assert 'id="networks"' not in page
+
+
+def test_every_file_is_in_the_manifest_with_its_digest(language):
+    folder = results(language)
+    subprocess.run(["sha256sum", "--check", "--quiet", "MANIFEST.sha256"], cwd=folder, check=True)
+    listed = {line.partition("  ")[2] for line in (folder / "MANIFEST.sha256").read_text().splitlines()}
+    files = {p.relative_to(folder).as_posix() for p in (folder / "language").rglob("*") if p.is_file()}
+    assert {f for f in files - listed if not f.endswith(".snakemake_timestamp")} == set()
+
+
+def test_a_second_build_elsewhere_has_the_same_bytes(language, tmp_path):
+    other = Project(language.root, tmp_path)
+    other.snakemake(study=STUDY)
+    assert (results(other) / "MANIFEST.sha256").read_text() == (results(language) / "MANIFEST.sha256").read_text()
+
+
+def test_nothing_is_left_to_do(language):
+    assert language.planned(study=STUDY) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda s: s["features"].update(top_contexts=6), {"analyze_language_features"} | ENDS),
+        (lambda s: s["saes"]["training"].update(steps=151), SAES | ENDS),
+        (
+            lambda s: s["models"]["words"].update(hook_points=["model.layers.0"], dtype="bfloat16"),
+            {"capture_language_activations"} | SAES | ENDS,
+        ),
+        (
+            lambda s: s["models"]["words"]["embedded"].update(steps=101),
+            {"train_language_model", "tokenize_texts", "capture_language_activations"} | SAES | ENDS,
+        ),
+    ],
+    ids=["features", "SAEs", "hook points", "model"],
+)
+def test_a_change_reruns_what_depends_on_it_and_nothing_else(language, tmp_path, change, expected):
+    assert set(language.planned(study=changed(language, tmp_path, change))) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "said"),
+    [
+        (
+            lambda s: s["models"]["words"].update(hook_points=["model.layer.0"]),
+            "capture_language_activations",
+            "hook point 'model.layer.0': the model has no such module; nearest: model.layers.0",
+        ),
+        (
+            lambda s: s["text"].update(train_tokens=2_000_000),
+            "tokenize_texts",
+            "2,000,000 tokens are asked for, the documents of this split have",
+        ),
+    ],
+    ids=["hook point", "tokens"],
+)
+def test_a_mistake_that_only_a_job_can_see_is_told_by_it(language, tmp_path, change, target, said):
+    work = tmp_path / "work"
+    shutil.copytree(language.work, work, symlinks=True)
+    project = Project(language.root, work)
+    run = project.snakemake("--until", target, study=changed(language, tmp_path, change), check=False)
+    assert run.returncode != 0
+    assert said in run.stdout + run.stderr
