@@ -1,0 +1,150 @@
+"""Contexts labelled by the concept that the model is about to name, with what its unembedding reads there."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from saeflow.geometry.concepts import Concepts
+from saeflow.reproduce import write_arrays
+
+NONE = -1
+SPLITS = ("train", "select", "test")
+_LOGITS_BYTES = 1 << 28
+
+
+class Labels(NamedTuple):
+    """Concept of each context; -1 for none."""
+
+    parent: Int[np.ndarray, " n"]
+    child: Int[np.ndarray, " n"]
+    mass: Float[np.ndarray, " n"]
+    """Mass that the model puts on the words of the most likely parent."""
+
+
+@dataclass(frozen=True)
+class LabelledContexts:
+    """Chosen contexts.
+
+    Arguments:
+        h: what the unembedding reads, in float32.  Shape [n, d].
+        next_token: the token that follows in the text.  Shape [n].
+        parent, child: labels, -1 for none.  Shape [n].
+        split: 0 to train on, 1 to match latents on, 2 to measure on.  Shape [n].
+    """
+
+    h: Float[np.ndarray, "n d"]
+    next_token: Int[np.ndarray, " n"]
+    parent: Int[np.ndarray, " n"]
+    child: Int[np.ndarray, " n"]
+    split: Int[np.ndarray, " n"]
+
+    def part(self, name: str) -> "LabelledContexts":
+        """One of SPLITS."""
+        rows = self.split == SPLITS.index(name)
+        return LabelledContexts(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def save(self, path: Path) -> None:
+        """Write an .npz."""
+        write_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "LabelledContexts":
+        """Read what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+
+def final_states(
+    model: nn.Module, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]]:
+    """What the unembedding reads at each text token, and the token that follows; first tokens of contexts left out.
+
+    Arguments:
+        model: of Hugging Face's causal language models.
+        batches: token ids [batch, context], and which of them are text.
+    """
+    seen: list[Tensor] = []
+    unembedding = model.get_output_embeddings()
+    handle = unembedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    device = model.get_input_embeddings().weight.device
+    try:
+        for tokens, is_text in batches:
+            seen.clear()
+            ids = torch.from_numpy(np.asarray(tokens, np.int64)).to(device)
+            with torch.no_grad():
+                model(ids, use_cache=False)
+            # A position counts where the token after it is text: the model is to name that one.
+            wanted = torch.from_numpy(np.asarray(is_text, bool))[:, 1:].clone()
+            wanted[:, 0] = False
+            h = seen[0][:, :-1].float().cpu()
+            yield h[wanted], ids[:, 1:].cpu()[wanted]
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def label(
+    h: Float[Tensor, "n d"],
+    unembed: Callable[[Tensor], Tensor],
+    concepts: Concepts,
+    vocabulary_size: int,
+    threshold: float = 0.5,
+) -> Labels:
+    """A context has the parent on whose words the model puts more than `threshold` of its mass, and that parent's
+    child with more than half of it.
+
+    Arguments:
+        unembed: logits of h.
+    """
+    n_parents, n_children = len(concepts.parents), len(concepts.children)
+    tokens = torch.from_numpy(concepts.tokens)
+    to_parent = nn.functional.one_hot(torch.from_numpy(concepts.parent), n_parents).float()
+    # Words of no child have a column of their own, which is dropped.
+    to_child = nn.functional.one_hot(torch.from_numpy(concepts.child) + 1, n_children + 1).float()[:, 1:]
+    parents, children, masses = [], [], []
+    for rows in h.split(max(1, _LOGITS_BYTES // (4 * vocabulary_size))):
+        logits = unembed(rows).float()
+        p = (logits[:, tokens] - logits.logsumexp(1, keepdim=True)).exp()
+        mass, parent = (p @ to_parent).max(1)
+        inside = (p @ to_child) * (torch.from_numpy(concepts.parent_of)[None] == parent[:, None])
+        best, child = inside.max(1)
+        is_label = mass > threshold
+        parents.append(torch.where(is_label, parent, NONE))
+        children.append(torch.where(is_label & (best > mass / 2), child, NONE))
+        masses.append(mass)
+    return Labels(*(torch.cat(part).numpy() for part in (parents, children, masses)))
+
+
+def choose(
+    is_labelled: Bool[np.ndarray, " n"],
+    sizes: tuple[int, int, int],
+    concept_share: float,
+    rng: np.random.Generator,
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Rows for the three splits, each with a share of labelled contexts, and the split of each row.
+
+    Where there are too few labelled contexts, all are taken and divided in the same proportions; the rest are others.
+
+    Raises:
+        ValueError: fewer contexts than asked for.
+    """
+    total = sum(sizes)
+    if len(is_labelled) < total:
+        raise ValueError(f"{len(is_labelled)} contexts, but {total} are asked for; let the model read more tokens")
+    labelled, others = (rng.permutation(np.flatnonzero(mask)) for mask in (is_labelled, ~is_labelled))
+    n_labelled = max(min(len(labelled), round(concept_share * total)), total - len(others))
+    rows, split = [], []
+    taken = [0, 0]
+    for number, size in enumerate(sizes):
+        n = round(n_labelled * sum(sizes[: number + 1]) / total) - taken[0]
+        for i, (pool, count) in enumerate(((labelled, n), (others, size - n))):
+            rows.append(pool[taken[i] : taken[i] + count])
+            taken[i] += count
+        split += [number] * size
+    return np.concatenate(rows), np.array(split)
