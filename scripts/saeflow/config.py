@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from saeflow.config_geometry import Geometry
 from saeflow.config_language import Language
 from saeflow.config_saes import (
     VARIANTS,
@@ -381,6 +382,7 @@ class Study(Section):
     features: Features = Field(Features(), description="Feature analysis.")
     injection: Injection | None = Field(None, description="Concept injection; none if not given.")
     language: Language | None = Field(None, description="Language models; none if not given.")
+    geometry: Geometry | None = Field(None, description="Geometry of concepts in language models; none if not given.")
 
     @property
     def captured_roles(self) -> tuple[str, ...]:
@@ -418,6 +420,8 @@ class Study(Section):
                 )
         if self.injection:
             _check_injection(self.injection, self)
+        if self.geometry:
+            _check_geometry(self.geometry, self)
         for name in self.features.cards.variants:
             if name not in self.saes.variants:
                 raise ValueError(
@@ -476,6 +480,16 @@ def _check_injection(injection: Injection, study: Study) -> None:
                 )
     if not study.dataset.calibration_share:
         raise ValueError("dataset.calibration_share: 0, but injection calibrates thresholds on such images; try 0.1")
+
+
+def _check_geometry(geometry: Geometry, study: Study) -> None:
+    """Its models are the study's."""
+    known = tuple(study.language.models) if study.language else ()
+    for name in geometry.models or ():
+        if name not in known:
+            raise ValueError(f"geometry.models: '{name}' is not in language.models ({', '.join(known) or 'not given'})")
+    if not known:
+        raise ValueError("geometry: measures language models; name one in language.models")
 
 
 def parse(config: Mapping[str, Any]) -> Study:

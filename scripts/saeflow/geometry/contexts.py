@@ -1,6 +1,6 @@
 """Contexts labelled by the concept that the model is about to name, with what its unembedding reads there."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from saeflow.config_language import Hook
 from saeflow.geometry.concepts import Concepts
+from saeflow.models.hook_points import Recorder
+from saeflow.models.language import Tokens
 from saeflow.reproduce import write_arrays
 
 NONE = -1
@@ -60,32 +63,49 @@ class LabelledContexts:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
+def unembedding_hook(model: nn.Module) -> dict[str, Hook]:
+    """The hook point that is what the model's unembedding reads."""
+    unembedding = model.get_output_embeddings()
+    path = next(name for name, module in model.named_modules() if module is unembedding)
+    return {"final": Hook(module=path, side="input")}
+
+
 def final_states(
     model: nn.Module, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]]:
-    """What the unembedding reads at each text token, and the token that follows; first tokens of contexts left out.
+    """What the unembedding reads before each text token, and that token; first tokens of contexts left out.
 
     Arguments:
         model: of Hugging Face's causal language models.
         batches: token ids [batch, context], and which of them are text.
     """
-    seen: list[Tensor] = []
-    unembedding = model.get_output_embeddings()
-    handle = unembedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    record = Recorder(model, unembedding_hook(model))
     device = model.get_input_embeddings().weight.device
-    try:
-        for tokens, is_text in batches:
-            seen.clear()
-            ids = torch.from_numpy(np.asarray(tokens, np.int64)).to(device)
-            with torch.no_grad():
-                model(ids, use_cache=False)
-            # A position counts where the token after it is text: the model is to name that one.
-            wanted = torch.from_numpy(np.asarray(is_text, bool))[:, 1:].clone()
-            wanted[:, 0] = False
-            h = seen[0][:, :-1].float().cpu()
-            yield h[wanted], ids[:, 1:].cpu()[wanted]
-    finally:
-        handle.remove()
+    for tokens, is_text in batches:
+        ids = torch.from_numpy(np.asarray(tokens, np.int64))
+        # A position counts where the token after it is text, the one that the model is to name.
+        wanted = np.zeros(is_text.shape, bool)
+        wanted[:, 1:-1] = is_text[:, 2:]
+        rows = torch.from_numpy(np.flatnonzero(wanted))
+        h = record(ids.to(device), rows)["final"]
+        yield h.float().cpu(), ids.roll(-1, 1).flatten()[rows]
+
+
+def prompt_states(model: nn.Module, tokens: Tokens, prompts: Sequence[str], batch_size: int) -> Float[Tensor, "n d"]:
+    """What the unembedding reads at the end of each prompt."""
+    record = Recorder(model, unembedding_hook(model))
+    device = model.get_input_embeddings().weight.device
+    start = [] if tokens.start is None else [tokens.start]
+    encoded = [start + ids for ids in tokens.encode(prompts)]
+    states = []
+    for first in range(0, len(encoded), batch_size):
+        batch = encoded[first : first + batch_size]
+        length = max(map(len, batch))
+        # A causal model does not see what stands behind a prompt.
+        ids = torch.tensor([one + [one[-1]] * (length - len(one)) for one in batch])
+        ends = torch.tensor([i * length + len(one) - 1 for i, one in enumerate(batch)])
+        states.append(record(ids.to(device), ends)["final"].float().cpu())
+    return torch.cat(states)
 
 
 @torch.no_grad()

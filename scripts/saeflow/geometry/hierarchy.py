@@ -103,9 +103,11 @@ def measure(
     held_out = concepts.held_out
     parent = membership(words, teacher.parents, in_parent, held_out)
     child = membership(words, teacher.children, in_child, held_out)
-    among = membership(words, teacher.deltas, in_child, held_out, siblings)
+    # Siblings' words that l_p was fitted on lie low along l_c - l_p by that alone.
+    among = membership(words, teacher.deltas, in_child, held_out, siblings & held_out)
     parent_noise = membership(shuffled, noise.parents, in_parent, held_out)
     child_noise = membership(shuffled, noise.children, in_child, held_out)
+    among_noise = membership(shuffled, noise.deltas, in_child, held_out, siblings & held_out)
     left_out = leave_one_child_out(words, concepts)
     crossfit = {
         "crossfit": crossfit_angles(words, concepts, draw("halves"), n_splits),
@@ -128,6 +130,7 @@ def measure(
         "child AUC": (child.auc, of_child, mean),
         "child AUC, shuffled rows": (child_noise.auc, of_child, mean),
         "child AUC among siblings, along delta": (among.auc, of_child, mean),
+        "child AUC among siblings, shuffled rows": (among_noise.auc, of_child, mean),
         "left-out child AUC": (left_out, of_child, mean),
         "crossfit angle": (crossfit["crossfit"], of_child, median_angle),
         "crossfit angle, random parent": (crossfit["random parent"], of_child, median_angle),

@@ -1,0 +1,192 @@
+"""The section of geometry: which concepts, how they are measured, and which hierarchical SAEs are trained on them."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from saeflow.config_sections import HookPoint, Name, PathToRead, Section, Seeds, Share
+
+Synset = Annotated[str, Field(pattern=r"^[a-z0-9_'./-]+\.n\.\d\d$", max_length=96)]
+TEMPLATES = (
+    "A {word} is a {concept}. Another {concept} is the",
+    "They saw a {word}, a {word2} and a",
+    "Many a {concept} such as a {word}, a {word2} or a",
+    "She had a {word} and he had a",
+)
+
+
+class Concepts(Section):
+    """Hierarchies of concepts and the words that stand for them: those that are one token of a model."""
+
+    source: Literal["file", "wordnet"] = Field(
+        "file", description="A file of nouns, or WordNet through NLTK, found by the environment variable NLTK_DATA."
+    )
+    file: PathToRead | None = Field(
+        None, description="`parent: {child: {words, says}}`, if not `config/concepts/hierarchy.yaml`."
+    )
+    synsets: tuple[Synset, ...] | None = Field(
+        None,
+        min_length=2,
+        description="Parents from WordNet, such as `animal.n.01`; without it the lowest synsets that have enough "
+        "children with enough words.",
+    )
+    senses: PositiveInt = Field(1, description="Senses of a word that count, the most frequent ones (WordNet).")
+    min_noun_share: Share = Field(
+        0.5, description="Least share of nouns among a word's occurrences in WordNet's tagged texts."
+    )
+    all_forms: bool = Field(False, description="Take a noun's capitalised and plural forms as well.")
+    min_words: Annotated[int, Field(ge=4)] = Field(6, description="Nouns that a child must keep.")
+    min_children: Annotated[int, Field(ge=2)] = Field(2, description="Children that a parent must keep.")
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="Share of each child's nouns that no concept vector is fitted on."
+    )
+    templates: tuple[str, ...] = Field(
+        TEMPLATES, min_length=1, description="Prompts: {concept} is a parent, {word} to {word4} nouns of one child."
+    )
+    prompts: NonNegativeInt = Field(64, description="Prompts of each parent.")
+
+    @model_validator(mode="after")
+    def _of_one_source(self) -> Self:
+        if self.source == "file" and self.synsets:
+            raise ValueError("synsets: is of `source: wordnet`; drop it, or the source")
+        if self.source == "wordnet" and self.file:
+            raise ValueError("file: is of `source: file`; drop it, or the source")
+        for template in self.templates:
+            try:
+                template.format(concept="", word="", word2="", word3="", word4="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError(
+                    f"templates: {template!r} may hold {{concept}}, {{word}}, {{word2}}, {{word3}} and {{word4}} alone"
+                ) from None
+        return self
+
+
+class Measures(Section):
+    """How the hierarchy is looked for in the unembedding."""
+
+    eigenvalue_floor: PositiveFloat = Field(
+        1e-6, description="Least eigenvalue of the unembedding's covariance, as a share of the largest."
+    )
+    splits: PositiveInt = Field(5, description="Halvings of the words behind a crossfit angle.")
+    bootstrap: PositiveInt = Field(1000, description="Resamples of parents behind an interval.")
+
+
+class LabelledText(Section):
+    """Contexts in which the model is about to name a concept, and others."""
+
+    train: PositiveInt = Field(24_576, description="Contexts that hierarchical SAEs are trained on.")
+    select: PositiveInt = Field(4096, description="Contexts on which latents are matched to concepts.")
+    test: PositiveInt = Field(4096, description="Contexts on which they are measured.")
+    mass: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Probability on a parent's words from which on a context has its label."
+    )
+    concept_share: Share = Field(0.5, description="Share of contexts with a label, if the text has as many.")
+    batch_size: PositiveInt = Field(64, description="Texts per forward pass.")
+
+
+class Interventions(Section):
+    """What adding concept vectors does."""
+
+    contexts: PositiveInt = Field(64, description="Contexts without a label in which vectors are added.")
+    logits: PositiveFloat = Field(4.0, description="Step: the rise in logit of the vector's own words.")
+    doses: tuple[PositiveFloat, ...] = Field((1.0, 2.0, 4.0, 8.0), description="Steps of the dose-response curves.")
+    inner: HookPoint | None = Field(
+        None,
+        description="Module after which vectors are added as well, e.g. `model.layers.0`; the first of the "
+        "model's hook points if not given.",
+    )
+
+
+class Arm(Section):
+    """A way to start and train a hierarchical SAE."""
+
+    start: Literal["random", "teacher", "shuffled_teacher", "activation_teacher"] = Field(
+        "random",
+        description="First parents and children: random, concept vectors, those of shuffled unembedding rows, or means "
+        "of labelled contexts.",
+    )
+    frozen_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the shortest training in which the decoder is kept as it starts (stage A)."
+    )
+    k: PositiveInt = Field(1, description="Active parents per context; a flat SAE has twice as many latents active.")
+    flat: bool = Field(False, description="A TopK SAE with as many latents as parents and children together.")
+    space: Literal["causal", "euclidean"] = Field("causal", description="Coordinates: whitened, or one scale for all.")
+
+    @model_validator(mode="after")
+    def _flat_has_no_teacher(self) -> Self:
+        if self.flat and self.start != "random":
+            raise ValueError(f"start: '{self.start}' gives children, but the SAE is flat; drop one of the two")
+        return self
+
+
+ARMS = {
+    "baseline": Arm(),
+    "baseline_scheduled": Arm(frozen_share=0.2),
+    "teacher": Arm(start="teacher", frozen_share=0.2),
+    "teacher_unfrozen": Arm(start="teacher"),
+    "shuffled_teacher": Arm(start="shuffled_teacher", frozen_share=0.2),
+    "activation_teacher": Arm(start="activation_teacher", frozen_share=0.2),
+    "flat": Arm(flat=True),
+    "euclidean_baseline": Arm(space="euclidean", frozen_share=0.2),
+    "euclidean_teacher": Arm(start="teacher", space="euclidean", frozen_share=0.2),
+    "baseline_k2": Arm(k=2, frozen_share=0.2),
+    "teacher_k2": Arm(start="teacher", k=2, frozen_share=0.2),
+    "flat_k2": Arm(flat=True, k=2),
+}
+SCHEDULED, TEACHER, SHUFFLED = "baseline_scheduled", "teacher", "shuffled_teacher"
+"""Arms that the verdict compares."""
+
+
+class HierarchicalSAEs(Section):
+    """Hierarchical SAEs on labelled contexts: every arm x seed, measured along one training."""
+
+    arms: dict[Name, Arm] = Field(
+        ARMS,
+        min_length=1,
+        description="Arms by name; the verdict compares " + ", ".join((TEACHER, SCHEDULED, SHUFFLED)) + ".",
+    )
+    seeds: Seeds = Field((0, 1, 2), min_length=1, description="SAEs of each arm.")
+    parents: PositiveInt = Field(64, description="Parent latents.")
+    children: PositiveInt = Field(8, description="Child latents of each parent.")
+    rank: PositiveInt = Field(8, description="Dimensions of a parent's subspace.")
+    steps: tuple[PositiveInt, ...] = Field(
+        (300, 1000, 3000), min_length=1, description="Optimiser steps after which each arm is measured, ascending."
+    )
+    budget: PositiveInt = Field(1000, description="One of `steps`: where the verdict compares arms.")
+    batch_size: PositiveInt = Field(1024, description="Contexts per step.")
+    learning_rate: PositiveFloat = Field(2e-3, description="Step size of Adam after warm-up.")
+    warmup_steps: NonNegativeInt = Field(50, description="Steps of linear rise of the step size.")
+    top_weight: NonNegativeFloat = Field(0.1, description="Weight of the parents' own reconstruction loss.")
+    sparsity_weight: NonNegativeFloat = Field(1e-3, description="Weight of the L1 norm of the codes.")
+    biorthogonality_weight: NonNegativeFloat = Field(
+        0.1, description="Weight of products of encoder rows with other parents' decoder rows."
+    )
+    causal_weight: NonNegativeFloat = Field(
+        0.1, description="Weight of products of encoder rows with the directions that their children read."
+    )
+    checkpoint_steps: NonNegativeInt = Field(0, description="Steps between checkpoints; 0 writes none.")
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> Self:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps: {list(self.steps)} must ascend")
+        if self.budget not in self.steps:
+            raise ValueError(f"budget: {self.budget} is not in steps {list(self.steps)}")
+        if self.rank > self.children * 8:
+            raise ValueError(f"rank: {self.rank} exceeds 8 times children {self.children}")
+        return self
+
+
+class Geometry(Section):
+    """Polytopes of concepts in the unembedding, and hierarchical SAEs that start from them."""
+
+    models: tuple[Name, ...] | None = Field(
+        None, min_length=1, description="Models of `language.models` that are measured; all if not given."
+    )
+    concepts: Concepts = Field(Concepts(), description="Concepts and their words.")
+    measures: Measures = Field(Measures(), description="Phase 1.")
+    contexts: LabelledText = Field(LabelledText(), description="What SAEs are trained and measured on.")
+    interventions: Interventions = Field(Interventions(), description="Steering with concept vectors.")
+    hierarchical: HierarchicalSAEs | None = Field(
+        HierarchicalSAEs(), description="Hierarchical SAEs, phases 2 to 4; null for phase 1 alone."
+    )
