@@ -37,6 +37,11 @@ if STUDY.language:
     include: "workflow/rules/language.smk"
 
 
+if STUDY.geometry:
+
+    include: "workflow/rules/geometry.smk"
+
+
 include: "workflow/rules/publish.smk"
 
 

@@ -81,6 +81,8 @@ def main(
     polytopes.projected(g[own], kept, taught).to_parquet(points, index=False)
     arrays = {"mean": white.mean, "root": white.root, "inverse_root": white.inverse_root}
     arrays |= {"plain_root": plain.root, "plain_inverse_root": plain.inverse_root, "rows": rows}
+    arrays |= {"g": g.astype(np.float32), "plain_g": cases["euclidean"][0].astype(np.float32)}
+    arrays["bias"] = unembedding.bias(folder_of(model), len(gamma))[rows]
     for name, vectors in (("teacher", taught), ("shuffled_teacher", noise), ("euclidean_teacher", flat)):
         arrays |= {f"{name}.parents": vectors.parents, f"{name}.deltas": vectors.deltas}
     write_arrays(teacher, arrays)

@@ -155,11 +155,13 @@ def test_a_member_does_not_depend_on_its_neighbours():
 def test_a_resumed_training_ends_where_an_unbroken_one_does(tmp_path):
     whole, first, second = trainer(), trainer(), trainer()
     list(whole.snapshots(()))
-    for _ in range(12):
-        first.step()
-    first.save(tmp_path / "checkpoint.safetensors")
-    second.resume(tmp_path / "checkpoint.safetensors")
-    list(second.snapshots(()))
+    for step, _ in first.snapshots((8, 15, 30), 6, tmp_path / "checkpoint"):
+        if step == 15:
+            break
+    assert not trainer(steps=31).resume(tmp_path / "checkpoint")
+    assert second.resume(tmp_path / "checkpoint")
+    assert second.done == 12
+    assert [step for step, _ in second.snapshots((8, 15, 30))] == [8, 15, 30]
     for name, tensor in whole.saes.parameters.items():
         assert torch.equal(tensor, second.saes.parameters[name])
     assert [step for step, _ in second.records] == [step for step, _ in whole.records]

@@ -47,8 +47,8 @@ FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{
 INJECTION = "<results>/injection"
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
-# Filled by language.smk.
-LANGUAGE_RESULTS, LANGUAGE_REPORTED = [], []
+# Filled by language.smk and geometry.smk.
+LANGUAGE_RESULTS, LANGUAGE_REPORTED, GEOMETRY_RESULTS = [], [], []
 # Where the files of a language study lie: no part of what it shows.
 PATHS_OF_LANGUAGE = {}
 if STUDY.language:

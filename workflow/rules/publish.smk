@@ -222,6 +222,7 @@ RESULTS = [
     GALLERIES,
     INJECTION_RESULTS,
     LANGUAGE_RESULTS,
+    GEOMETRY_RESULTS,
     GATHERED,
     DRAWN,
     rules.write_report.output,

@@ -123,16 +123,16 @@ def label(
         unembed: logits of h.
     """
     n_parents, n_children = len(concepts.parents), len(concepts.children)
-    tokens = torch.from_numpy(concepts.tokens)
-    to_parent = nn.functional.one_hot(torch.from_numpy(concepts.parent), n_parents).float()
+    tokens = torch.tensor(concepts.tokens)
+    to_parent = nn.functional.one_hot(torch.tensor(concepts.parent), n_parents).float()
     # Words of no child have a column of their own, which is dropped.
-    to_child = nn.functional.one_hot(torch.from_numpy(concepts.child) + 1, n_children + 1).float()[:, 1:]
+    to_child = nn.functional.one_hot(torch.tensor(concepts.child) + 1, n_children + 1).float()[:, 1:]
     parents, children, masses = [], [], []
     for rows in h.split(max(1, _LOGITS_BYTES // (4 * vocabulary_size))):
         logits = unembed(rows).float()
         p = (logits[:, tokens] - logits.logsumexp(1, keepdim=True)).exp()
         mass, parent = (p @ to_parent).max(1)
-        inside = (p @ to_child) * (torch.from_numpy(concepts.parent_of)[None] == parent[:, None])
+        inside = (p @ to_child) * (torch.tensor(concepts.parent_of)[None] == parent[:, None])
         best, child = inside.max(1)
         is_label = mass > threshold
         parents.append(torch.where(is_label, parent, NONE))

@@ -53,10 +53,18 @@ class Recovery(NamedTuple):
     """P(label = p | j(p) active): contexts of p among those on which j(p) is active; 0 if it never is."""
     recall: Float[np.ndarray, " concepts"]
     """P(j(p) active | label = p)."""
-    leak_mass: float
-    """Over contexts with a label p: activation on matched parents other than j(p), over that on all matched parents."""
+    elsewhere: Float[np.ndarray, " concepts"]
+    """Activation of matched parents other than j(p), summed over contexts with label p."""
+    total: Float[np.ndarray, " concepts"]
+    """Activation of all matched parents, summed over the same contexts."""
     leak_rate: float
     """Share of pairs (context with a label p, q other than p) in which j(q) is active."""
+
+    @property
+    def leak_mass(self) -> float:
+        """Sum of `elsewhere` over sum of `total`."""
+        total = float(self.total.sum())
+        return float(self.elsewhere.sum()) / total if total > 0 else float("nan")
 
 
 def recovery(z: Float[np.ndarray, "n latents"], labels: Int[np.ndarray, " n"], matched: np.ndarray) -> Recovery:
@@ -68,13 +76,14 @@ def recovery(z: Float[np.ndarray, "n latents"], labels: Int[np.ndarray, " n"], m
     both, fired, seen = (active & is_label).sum(0), active.sum(0), is_label.sum(0)
     there = np.where(seen > 0, 1.0, np.nan)
     labelled = labels >= 0
-    total = own[labelled].sum()
-    elsewhere = total - own[is_label].sum()
+    total = is_label.T.astype(float) @ own.sum(1)
+    on_own = (own * is_label).sum(0)
     others = active[labelled].sum() - both.sum()
     return Recovery(
         purity=there * both / np.maximum(fired, 1),
         recall=there * both / np.maximum(seen, 1),
-        leak_mass=float(elsewhere / total) if total > 0 else float("nan"),
+        elsewhere=total - on_own,
+        total=total,
         leak_rate=float(others / max(1, labelled.sum() * (n_concepts - 1))),
     )
 

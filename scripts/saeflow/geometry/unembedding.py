@@ -36,6 +36,16 @@ def load(folder: Path, settings: Mapping[str, Any]) -> tuple[Float[np.ndarray, "
     return gamma, np.array([number for number in rows if number < len(gamma)])
 
 
+def bias(folder: Path, n_rows: int) -> Float[np.ndarray, " v"]:
+    """What the unembedding adds to the logits: 0 for most models."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in _NAMES:
+                if (name := name.replace(".weight", ".bias")) in tensors.keys():  # noqa: SIM118
+                    return tensors.get_tensor(name).float().numpy()
+    return np.zeros(n_rows, np.float32)
+
+
 def _is_unused(token: str) -> bool:
     """Whether a token is one that no text has: `<unused12>`, `[unused12]`, `<0x0A>` apart."""
     return token.strip("<>[]").lower().startswith(("unused", "reserved_special"))

@@ -1,5 +1,6 @@
 """Training of hierarchical SAEs as one stack: from random or a teacher's directions, in two stages, resumable."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -143,7 +145,7 @@ class Trainer:
         schedule: Schedule,
         device: str = "cpu",
     ) -> None:
-        self.members, self.objective, self.schedule = list(members), objective, schedule
+        self.members, self.objective, self.schedule, self.shape = list(members), objective, schedule, shape
         self.tables, self.device = tables, torch.device(device)
         d = next(iter(tables.values())).shape[1]
         drawn = [initial(shape, d, member) for member in members]
@@ -154,6 +156,8 @@ class Trainer:
         self.count = torch.zeros((), device=device)
         self.done = 0
         self.records: list[tuple[int, Tensor]] = []
+        self.kept: dict[int, dict[str, Tensor]] = {}
+        """Parameters at steps that snapshots were taken at, for a training with checkpoints."""
         self._order: dict[tuple[int, int], Tensor] = {}
 
     def _batch(self) -> Float[Tensor, "m b d"]:
@@ -229,12 +233,40 @@ class Trainer:
                 kept = torch.where(free.view(-1, *[1] * (lengths.dim() - 1)), lengths, torch.ones_like(lengths))
                 parameters[name].div_(kept)
 
-    def snapshots(self, steps: Sequence[int]) -> Iterator[tuple[int, HierarchicalSAEs]]:
-        """Train to the end, and give the stack at some steps."""
+    def snapshots(
+        self, steps: Sequence[int], checkpoint_steps: int = 0, checkpoint: Path | None = None
+    ) -> Iterator[tuple[int, HierarchicalSAEs]]:
+        """Train to the end, and give the stack at some steps, those before a checkpoint as well.
+
+        Arguments:
+            steps: ascending.
+            checkpoint_steps: steps between checkpoints; 0 writes none.
+            checkpoint: where they go; the stack's snapshots so far are in them.
+        """
+        for step in [step for step in steps if step in self.kept]:
+            now, self.saes.parameters = self.saes.parameters, self.kept[step]
+            yield step, self.saes
+            self.saes.parameters = now
         while self.done < self.schedule.steps:
             self.step()
             if self.done in steps:
+                if checkpoint_steps:
+                    self.kept[self.done] = {n: t.clone() for n, t in self.saes.parameters.items()}
                 yield self.done, self.saes
+            if checkpoint_steps and self.done % checkpoint_steps == 0:
+                self.save(checkpoint)
+
+    @property
+    def signature(self) -> str:
+        """What a checkpoint must agree with: members, shape, weights, schedule, and digests of what they start from."""
+        digest = hashlib.sha256(repr((self.shape, self.objective, self.schedule)).encode())
+        for member in self.members:
+            digest.update(repr((member.name, member.seed, member.table, member.frozen_steps)).encode())
+            for tensor in member.teacher or ():
+                digest.update(tensor.numpy().tobytes())
+        for name in sorted(self.tables):
+            digest.update(self.tables[name].numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
@@ -242,15 +274,31 @@ class Trainer:
         tensors |= {f"first.{n}": t for n, t in self.first.items()} | {f"second.{n}": t for n, t in self.second.items()}
         tensors |= {"count": self.count, "done": torch.tensor(self.done)}
         tensors |= {f"record.{step}": line for step, line in self.records}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+        tensors |= {f"kept.{step}.{n}": t for step, kept in self.kept.items() for n, t in kept.items()}
+        # Under another name until it is whole: a job may be killed while it writes.
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
+            unfinished,
+            {"signature": self.signature},
+        )
+        unfinished.replace(path)
 
-    def resume(self, path: Path) -> None:
-        """Go to where a checkpoint of the same stack was."""
+    def resume(self, path: Path) -> bool:
+        """Go to where a checkpoint was; False, and nothing happens, if it is of another stack."""
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("signature") != self.signature:
+                return False
         tensors = load_file(path)
         for prefix, store in (("parameters", self.saes.parameters), ("first", self.first), ("second", self.second)):
             for name, tensor in store.items():
                 tensor.copy_(tensors[f"{prefix}.{name}"])
         self.count.copy_(tensors["count"])
         self.done = int(tensors["done"])
+        for name in tensors:
+            if name.startswith("kept."):
+                _, step, parameter = name.split(".")
+                self.kept.setdefault(int(step), {})[parameter] = tensors[name].to(self.device)
         recorded = sorted(int(name.removeprefix("record.")) for name in tensors if name.startswith("record."))
         self.records = [(step, tensors[f"record.{step}"].to(self.device)) for step in recorded]
+        return True
