@@ -35,7 +35,7 @@ class Concepts(Section):
         0.5, description="Least share of nouns among a word's occurrences in WordNet's tagged texts."
     )
     all_forms: bool = Field(False, description="Take a noun's capitalised and plural forms as well.")
-    min_words: Annotated[int, Field(ge=4)] = Field(6, description="Nouns that a child must keep.")
+    min_words: Annotated[int, Field(ge=6)] = Field(6, description="Nouns that a child must keep.")
     min_children: Annotated[int, Field(ge=2)] = Field(2, description="Children that a parent must keep.")
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="Share of each child's nouns that no concept vector is fitted on."

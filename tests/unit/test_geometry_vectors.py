@@ -109,7 +109,7 @@ def test_the_words_of_a_concept_project_to_one_on_average():
 def test_concepts_without_spread_are_refused():
     with pytest.raises(ValueError, match="do not differ"):
         concept_vector(np.ones((4, 3)))
-    with pytest.raises(ValueError, match="two words"):
+    with pytest.raises(ValueError, match="three words"):
         concept_vector(np.ones((1, 3)))
 
 

@@ -34,17 +34,17 @@ def concept_vector(g: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
     Arguments:
         g: whitened unembedding rows of the concept's words.
     Raises:
-        ValueError: fewer than two words, or words that do not differ.
+        ValueError: fewer than three words, which have no shrinkage, or words that do not differ.
     """
     n, d = g.shape
-    if n < 2:
-        raise ValueError(f"a concept vector needs two words or more, not {n}")
+    if n < 3:
+        raise ValueError(f"a concept vector needs three words or more, not {n}")
     m = g.mean(0)
     X = g - m
     shrinkage, mu = ledoit_wolf_shrinkage(X)
     ridge = shrinkage * mu
-    if ridge <= 0:
-        raise ValueError(f"{n} words whose covariance cannot be shrunk: they do not differ, or are too few")
+    if ridge <= 1e-12 * mu or mu == 0:
+        raise ValueError(f"{n} words whose covariance cannot be shrunk: they do not differ")
     weight = (1 - shrinkage) / n
     if weight <= 0:
         u = m

@@ -95,7 +95,7 @@ def directions(
         yield Direction(name, "shuffled", wrong * length / np.linalg.norm(wrong), own, none, others)
     for c, name in enumerate(concepts.children):
         p, member = concepts.parent_of[c], concepts.child == c
-        if (member & half).sum() < 2 or not (member & ~half).any():
+        if (member & half).sum() < 3 or not (member & ~half).any():
             continue
         delta = concept_vector(g[rows[member & half]]) - vectors[p]
         siblings = (concepts.parent == p) & ~member & ~half

@@ -63,12 +63,12 @@ def membership(
 def leave_one_child_out(g: Float[np.ndarray, "n d"], concepts: Concepts) -> Float[np.ndarray, " children"]:
     """AUC of a child's words, against other parents' words, along a parent vector fitted on its siblings alone.
 
-    NaN for a child without two siblings' words.
+    NaN for a child whose siblings have fewer than three words.
     """
     found = np.full(len(concepts.children), np.nan)
     for c, p in enumerate(concepts.parent_of):
         siblings = (concepts.parent == p) & (concepts.child != c) & (concepts.child >= 0)
-        if siblings.sum() >= 2:
+        if siblings.sum() >= 3:
             projected = projections(g, concept_vector(g[siblings]))
             found[c] = auc(projected[concepts.child == c], projected[concepts.parent != p])
     return found
