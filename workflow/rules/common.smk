@@ -56,6 +56,9 @@ if STUDY.language:
         "text": {"folder", "hierarchy"},
         "models": {name: {"folder"} for name in STUDY.language.models},
     }
+# Where its own hierarchy lies is none either.
+if STUDY.geometry:
+    PATHS_OF_LANGUAGE["geometry"] = {"concepts": {"file"}}
 GPU = int(STUDY.compute.device == "cuda")
 # Parts of each store, one per capture job; the SAEs of each training job.
 PARTS = range(STUDY.activations.shards)

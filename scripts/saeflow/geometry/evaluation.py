@@ -92,7 +92,9 @@ def codes_of(sae: HierarchicalSAEs, x: Float[np.ndarray, "n d"]) -> tuple[Active
 
 
 def explained_variance(x: Float[np.ndarray, "n d"], x_hat: Float[np.ndarray, "n d"]) -> float:
-    """1 - sum |x - x_hat|^2 / sum |x - mean(x)|^2, over all rows given."""
+    """1 - sum |x - x_hat|^2 / sum |x - mean(x)|^2, over all rows given; NaN without any."""
+    if len(x) == 0:
+        return float("nan")
     return float(1 - ((x - x_hat) ** 2).sum(dtype=float) / ((x - x.mean(0)) ** 2).sum(dtype=float))
 
 
