@@ -201,7 +201,7 @@ def test_an_sae_that_is_the_hierarchy_is_pure_and_one_without_is_not():
     assert good["purity"] > 0.95
     assert good["purity"] > poor["purity"] + 0.1
     assert good["recall"] > 0.9 > poor["recall"]
-    assert good["steering_leak"] < 0.8
+    assert good["steering_leak"] < poor["steering_leak"]
     assert [row["concept"] for row in rows] == ["p", "q"]
     assert good["one_minus_ev"] == pytest.approx(1 - good["ev"])
     assert good["one_minus_ce"] == pytest.approx(1 - good["ce_recovered"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saeflow.sae.hierarchical import LEAK, HierarchicalSAEs, losses
+from saeflow.sae.hierarchical import LEAK, HierarchicalSAEs, Reconstruction, losses
 from saeflow.sae.hierarchical_training import Directions, Member, Objective, Schedule, Shape, Trainer, initial, unit
 
 SHAPE = Shape(parents=6, children=3, rank=2, k=2)
@@ -65,10 +65,26 @@ def test_gradients_are_those_of_dense_products():
     def loss(full, top):
         return ((full - target) ** 2).sum() + 0.3 * ((top - target) ** 2).sum()
 
-    ours = torch.autograd.grad(loss(*with_leaves.forward(x)[1]), list(leaves.values()))
+    x_hat = with_leaves.forward(x)[1]
+    ours = torch.autograd.grad(loss(x_hat.full, x_hat.top), list(leaves.values()))
     theirs = torch.autograd.grad(loss(*by_hand(with_leaves, x)), list(leaves.values()))
     for name, a, b in zip(names, ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_errors_have_the_gradients_of_their_formula():
+    saes, x = stack(), normal(2, 30, D, seed=6)
+    for below in (normal(2, 30, D, seed=2), None):
+        parts = [normal(2, 30, D, seed=1)] + ([] if below is None else [below])
+        parts = [part.requires_grad_() for part in parts]
+        top, rest = parts[0], parts[1] if below is not None else None
+        found = losses(saes, x, saes.encode(x), Reconstruction(top, rest))
+        ours = torch.autograd.grad(found.reconstruction.sum() + 0.3 * (found.top * torch.tensor([1.0, 2])).sum(), parts)
+        full = top if rest is None else top + rest
+        errors = (x - full).square().sum((1, 2)) / 30, (x - top).square().sum((1, 2)) / 30
+        torch.testing.assert_close((found.reconstruction, found.top), errors)
+        theirs = torch.autograd.grad(errors[0].sum() + 0.3 * (errors[1] * torch.tensor([1.0, 2])).sum(), parts)
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_terms_of_the_loss_have_known_values():

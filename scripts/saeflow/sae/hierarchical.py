@@ -31,10 +31,15 @@ class Codes(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """x_hat, and what its parents alone give."""
+    """What the parents give, the bias with them, and what the children add; none in a flat SAE."""
 
-    full: Float[Tensor, "m b d"]
     top: Float[Tensor, "m b d"]
+    below: Float[Tensor, "m b d"] | None
+
+    @property
+    def full(self) -> Float[Tensor, "m b d"]:
+        """x_hat."""
+        return self.top if self.below is None else self.top + self.below
 
 
 @dataclass
@@ -89,6 +94,24 @@ class _Decode(torch.autograd.Function):
         pattern, g = ctx.pattern, g.contiguous()
         of_values = kernels.products(pattern.offsets, pattern.latents.reshape(-1), g, W).view(values.shape)
         return of_values, pattern.sum_rows(values, g), None
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Sums over a member's rows of |x - top - below|^2 and |x - top|^2: one pass over large arrays for each of both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: Tensor, below: Tensor | None) -> tuple[Tensor, Tensor]:
+        of_top = x - top
+        error = of_top if below is None else of_top - below
+        ctx.save_for_backward(of_top, error)
+        ctx.has_children = below is not None
+        return tuple(torch.linalg.vecdot(e.flatten(1), e.flatten(1)) for e in (error, of_top))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, g_top: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        of_top, error = ctx.saved_tensors
+        of_below = error * (-2 * g[:, None, None])
+        return None, of_below.addcmul(of_top, g_top[:, None, None], value=-2), of_below if ctx.has_children else None
 
 
 @dataclass
@@ -165,12 +188,12 @@ class HierarchicalSAEs:
         top = _Decode.apply(codes.values.reshape(m * b, k), parameters["decoder"].view(-1, d), pattern)
         top = top.view(m, b, d) + parameters["bias"][:, None]
         if inner is None:
-            return Reconstruction(top, top)
+            return Reconstruction(top, None)
         c, rank = parameters["child_decoder"].shape[2:]
         chosen = pattern.latents.reshape(-1) * c + codes.children.reshape(-1)
         weights = parameters["child_decoder"].view(-1, rank)[chosen] * codes.child_values.reshape(-1, 1)
         below = _Decode.apply(weights.view(m * b, k * rank), parameters["up"].view(-1, d), inner)
-        return Reconstruction(top + below.view(m, b, d), top)
+        return Reconstruction(top, below.view(m, b, d))
 
     def forward(self, x: Float[Tensor, "m b d"]) -> tuple[Codes, Reconstruction]:
         """Codes and reconstruction; patterns are shared between both."""
@@ -210,11 +233,12 @@ def losses(saes: HierarchicalSAEs, x: Float[Tensor, "m b d"], codes: Codes, x_ha
         products = torch.einsum("mpd,mpsd->mps", parameters["encoder"], parameters["down"])
         lengths = parameters["encoder"].square().sum(2)[..., None] * parameters["down"].square().sum(3)
         causal = (products.square() / lengths.clamp(min=1e-12)).mean((1, 2))
+    error, top = _SquaredErrors.apply(x, x_hat.top, x_hat.below)
     cross = parameters["encoder"] @ parameters["decoder"].mT
     off = cross.abs().sum((1, 2)) - cross.diagonal(dim1=1, dim2=2).abs().sum(1)
     return Losses(
-        reconstruction=(x - x_hat.full).square().sum((1, 2)) / rows,
-        top=(x - x_hat.top).square().sum((1, 2)) / rows,
+        reconstruction=error / rows,
+        top=top / rows,
         sparsity=sparsity / rows,
         biorthogonality=off / max(1, p * (p - 1)),
         causal=causal,

@@ -166,15 +166,17 @@ class Trainer:
         places = torch.arange(self.done * size, (self.done + 1) * size)
         epochs = range(int(places[0]) // n, int(places[-1]) // n + 1)
         self._order = {key: order for key, order in self._order.items() if key[1] in epochs}
-        parts = []
+        drawn: dict[tuple[int, str], Tensor] = {}
         for member in self.members:
+            if (member.seed, member.table) in drawn:
+                continue
             for epoch in epochs:
                 if (member.seed, epoch) not in self._order:
                     generator = torch.Generator().manual_seed(child_seed(member.seed, "hierarchical", "rows", epoch))
                     self._order[member.seed, epoch] = torch.randperm(n, generator=generator)
             rows = [self._order[member.seed, epoch][places[places // n == epoch] % n] for epoch in epochs]
-            parts.append(self.tables[member.table][torch.cat(rows)])
-        return torch.stack(parts).to(self.device)
+            drawn[member.seed, member.table] = self.tables[member.table].index_select(0, torch.cat(rows))
+        return torch.stack([drawn[member.seed, member.table] for member in self.members]).to(self.device)
 
     def step(self) -> None:
         """Train on one batch."""
