@@ -123,6 +123,14 @@ def test_a_dose_moves_the_words_that_a_vector_was_fitted_on_by_itself():
     two, four = interventions.at_final_layer(base, g, parent, (2.0, 4.0))
     assert four.target == pytest.approx(2 * two.target)
     assert two.target == pytest.approx(2 * (g[parent.own] @ parent.vector).mean())
+    # Two children of two measured words each, over which the step changes the odds.
+    odds = [
+        np.log([np.exp(x[:, parent.families == c]).sum(1) for c in (0, 1)])
+        for x in (base, base + 2 * g @ parent.vector)
+    ]
+    before, after = (1 / (1 + np.exp(b - a)) for a, b in odds)
+    expected = after * np.log(after / before) + (1 - after) * np.log((1 - after) / (1 - before))
+    assert two.sibling_kl == pytest.approx(expected.mean())
     assert two.other == pytest.approx(2 * np.abs(g[10:18] @ parent.vector).mean())
 
 
@@ -137,7 +145,9 @@ def test_steps_inside_a_model_reach_the_last_token_alone_and_stop_with_the_hook(
     none = np.zeros(10, bool)
     own = none.copy()
     own[:4] = True
-    direction = interventions.Direction("p", "parent", np.random.default_rng(0).normal(size=16), own, none, ~own)
+    direction = interventions.Direction(
+        "p", "parent", np.random.default_rng(0).normal(size=16), own, none, ~own, np.arange(10) // 2
+    )
     small, large = (inner.measured(direction, share) for share in (0.01, 1.0))
     assert abs(small.target) < abs(large.target)
     assert small.kl < large.kl
@@ -274,13 +284,21 @@ def test_parent_vectors_are_held_against_random_directions_of_equal_norm():
                 ("random", 0.1, 1.0, 0.05),
                 ("shuffled", 0, 1, 0.1),
             ):
-                row = {"target": target, "other": other, "siblings": np.nan, "ratio_kl": kl, "kl": 1.0, "mass": 0.0}
+                row = {
+                    "target": target,
+                    "other": other,
+                    "siblings": np.nan,
+                    "sibling_kl": kl,
+                    "word_kl": kl,
+                    "kl": 1.0,
+                    "mass": 0.0,
+                }
                 rows.append({"site": "final layer", "concept": concept, "kind": kind, "dose": dose, **row})
     table = steering_verdict.verdict(pd.DataFrame(rows), 4.0, 50, np.random.default_rng(0)).set_index("quantity")
     assert table.loc["target, logits", "value"] == 4
     assert table.loc["target over other", ["value", "verdict"]].tolist() == [4, "pass"]
-    assert table.loc["ratio KL over random direction's", "value"] == pytest.approx(0.2)
+    assert table.loc["sibling KL over random direction's", "value"] == pytest.approx(0.2)
     worse = pd.DataFrame(rows)
-    worse.loc[worse["kind"] == "parent", "ratio_kl"] = 0.04
+    worse.loc[worse["kind"] == "parent", "sibling_kl"] = 0.04
     table = steering_verdict.verdict(worse, 4.0, 50, np.random.default_rng(0)).set_index("quantity")
-    assert table.loc["ratio KL over random direction's", "verdict"] == "fail"
+    assert table.loc["sibling KL over random direction's", "verdict"] == "fail"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from saeflow.config_language import Hook
@@ -28,6 +29,7 @@ class Direction:
         vector: in whitened coordinates; scaled so that a dose of 1 raises the logits of the words that it was fitted
             on by 1 on average. Shape [d].
         own, siblings, others: rows of the vocabulary. `siblings` are words of the same parent, for a child.
+        families: children of the parent by row of the vocabulary, of words that are measured; -1 for all others.
     """
 
     concept: str
@@ -36,6 +38,7 @@ class Direction:
     own: Bool[np.ndarray, " v"]
     siblings: Bool[np.ndarray, " v"]
     others: Bool[np.ndarray, " v"]
+    families: Int[np.ndarray, " v"]
 
 
 class Measured(NamedTuple):
@@ -47,8 +50,11 @@ class Measured(NamedTuple):
     """Mean absolute centred change of words of other parents."""
     siblings: float
     """Centred change of its siblings' words; NaN for a parent."""
-    ratio_kl: float
-    """KL of the distribution over the parent's own measured words, steered against not: 0 if ratios stay."""
+    sibling_kl: float
+    """KL of the distribution over the parent's children, steered against not, a child being its measured words: 0 if
+    a step keeps their ratios, as one along the parent should."""
+    word_kl: float
+    """The same over the single words."""
     kl: float
     """KL(steered || unsteered) of the whole next-token distribution."""
     mass: float
@@ -79,27 +85,31 @@ def directions(
     def scaled(vector: np.ndarray) -> np.ndarray:
         return vector / (vector @ vector)
 
-    vectors = []
+    vectors, families = [], []
     for p, name in enumerate(concepts.parents):
         member = concepts.parent == p
         own, others = mask(member & ~half), mask(~member)
         none = np.zeros(len(g), bool)
         vector = concept_vector(g[rows[member & half]])
         vectors.append(vector)
+        families.append(np.full(len(g), -1))
+        families[p][rows[member & ~half]] = concepts.child[member & ~half]
         noise = rng.normal(size=g.shape[1])
         step = scaled(vector)
         wrong = concept_vector(shuffled[rows[member & half]])
         length = np.linalg.norm(step)
-        yield Direction(name, "parent", step, own, none, others)
-        yield Direction(name, "random", noise * length / np.linalg.norm(noise), own, none, others)
-        yield Direction(name, "shuffled", wrong * length / np.linalg.norm(wrong), own, none, others)
+        yield Direction(name, "parent", step, own, none, others, families[p])
+        yield Direction(name, "random", noise * length / np.linalg.norm(noise), own, none, others, families[p])
+        yield Direction(name, "shuffled", wrong * length / np.linalg.norm(wrong), own, none, others, families[p])
     for c, name in enumerate(concepts.children):
         p, member = concepts.parent_of[c], concepts.child == c
         if (member & half).sum() < 3 or not (member & ~half).any():
             continue
         delta = concept_vector(g[rows[member & half]]) - vectors[p]
         siblings = (concepts.parent == p) & ~member & ~half
-        yield Direction(name, "child", scaled(delta), mask(member & ~half), mask(siblings), mask(concepts.parent != p))
+        yield Direction(
+            name, "child", scaled(delta), mask(member & ~half), mask(siblings), mask(concepts.parent != p), families[p]
+        )
 
 
 def measured(base: Float[np.ndarray, "n v"], steered: Float[np.ndarray, "n v"], direction: Direction) -> Measured:
@@ -114,10 +124,16 @@ def measured(base: Float[np.ndarray, "n v"], steered: Float[np.ndarray, "n v"], 
         target=found.target,
         other=found.other,
         siblings=float(mean[direction.siblings].mean()) if direction.siblings.any() else float("nan"),
-        ratio_kl=float(divergence(base[:, inside], steered[:, inside]).mean()),
+        sibling_kl=float(divergence(*(_by_child(logits, direction.families) for logits in (base, steered))).mean()),
+        word_kl=float(divergence(base[:, inside], steered[:, inside]).mean()),
         kl=float(divergence(base, steered).mean()),
         mass=float((after - before).mean()),
     )
+
+
+def _by_child(logits: np.ndarray, families: np.ndarray) -> np.ndarray:
+    """Logits of children: log of their words' summed weights."""
+    return np.stack([logsumexp(logits[:, families == c], axis=1) for c in np.unique(families[families >= 0])], axis=1)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

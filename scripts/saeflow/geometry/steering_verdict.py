@@ -8,7 +8,7 @@ from saeflow.geometry.resampling import interval
 RATIO = 3.0
 """How many times more the concept's own words must move than other concepts' words."""
 KL_SHARE = 0.5
-"""Most ratio KL, as a share of a random direction's."""
+"""Most sibling KL, as a share of a random direction's."""
 COLUMNS = ["site", "quantity", "target", "value", "low", "high", "verdict"]
 
 
@@ -26,7 +26,7 @@ def verdict(effects: pd.DataFrame, logits: float, n_resamples: int, rng: np.rand
 
     - target: mean centred logit change of the vector's own words, none of which it was fitted on;
     - target over other: median over parents, at least 3;
-    - ratio KL over that of a random direction of equal norm, medians: at most 0.5;
+    - sibling KL over that of a random direction of equal norm, medians: at most 0.5;
     - the same for shuffled rows' vectors, and the controls' own target, printed beside it.
     """
     rows = []
@@ -35,21 +35,21 @@ def verdict(effects: pd.DataFrame, logits: float, n_resamples: int, rng: np.rand
             kind: of_site[of_site["kind"] == kind].set_index("concept") for kind in ("parent", "random", "shuffled")
         }
         names = list(kinds["parent"].index)
-        stacked = {k: t.loc[names, ["target", "other", "ratio_kl", "kl"]].to_numpy().T for k, t in kinds.items()}
+        stacked = {k: t.loc[names, ["target", "other", "sibling_kl", "kl"]].to_numpy().T for k, t in kinds.items()}
         values = np.concatenate([stacked[kind] for kind in ("parent", "random", "shuffled")])
         conditions = [
             ("target, logits", "", lambda v: v[0].mean(), None),
             ("other words, logits", "", lambda v: v[1].mean(), None),
             ("target over other", f">= {RATIO}", lambda v: np.median(v[0] / v[1]), lambda x: x >= RATIO),
             ("parents whose target is 3 times other", "", lambda v: (v[0] >= RATIO * v[1]).mean(), None),
-            ("ratio KL, nats", "", lambda v: np.median(v[2]), None),
+            ("sibling KL, nats", "", lambda v: np.median(v[2]), None),
             (
-                "ratio KL over random direction's",
+                "sibling KL over random direction's",
                 f"<= {KL_SHARE}",
                 lambda v: np.median(v[2]) / np.median(v[6]),
                 lambda x: x <= KL_SHARE,
             ),
-            ("ratio KL over shuffled rows'", "", lambda v: np.median(v[2]) / np.median(v[10]), None),
+            ("sibling KL over shuffled rows'", "", lambda v: np.median(v[2]) / np.median(v[10]), None),
             ("target of random directions, logits", "", lambda v: v[4].mean(), None),
             ("target of shuffled rows' vectors, logits", "", lambda v: v[8].mean(), None),
         ]

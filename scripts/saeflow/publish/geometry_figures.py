@@ -192,10 +192,10 @@ def dose_response(tables: Tables) -> plt.Figure:
     panels = (
         ("target", "own words (logits)"),
         ("other", "other words, |change| (logits)"),
-        ("ratio_kl", "ratio KL (nats)"),
+        ("sibling_kl", "sibling KL (nats)"),
     )
     figure, grid = plt.subplots(len(sites), 3, figsize=(PAGE, 1.9 * len(sites) + 0.4), squeeze=False)
-    for row, site in zip(grid, sites, strict=True):
+    for number, (row, site) in enumerate(zip(grid, sites, strict=True)):
         for axes, (metric, label) in zip(row, panels, strict=True):
             for i, kind in enumerate(("parent", "random", "shuffled")):
                 values = table[(table["site"] == site) & (table["kind"] == kind)].groupby("dose")[metric]
@@ -205,8 +205,8 @@ def dose_response(tables: Tables) -> plt.Figure:
                 )
                 axes.fill_between(middle.index, low, high, color=colour(i), alpha=0.15, linewidth=0)
             unit = "logits expected of own words" if site == "final layer" else "mean lengths of activations"
-            axes.set(xlabel=f"dose ({unit})", title=label if row is grid[0] else "")
-            if metric == "ratio_kl":
+            axes.set(xlabel=f"dose ({unit})", title="" if number else label)
+            if metric == "sibling_kl":
                 axes.set_yscale("log")
         row[0].set_ylabel(site)
     handles, labels = grid[0][0].get_legend_handles_labels()
