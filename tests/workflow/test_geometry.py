@@ -2,11 +2,10 @@
 
 import pandas as pd
 import pytest
+from conftest import Project, copy_project
 
 from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
 from saeflow.reproduce import manifest
-
-from .conftest import Project, copy_project
 
 PHASES = ("phase1_teacher", "phase2_baseline", "phase3_hierarchical", "phase4_steering")
 
