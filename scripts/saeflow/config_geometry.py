@@ -154,7 +154,10 @@ class HierarchicalSAEs(Section):
     )
     budget: PositiveInt = Field(1000, description="One of `steps`: where the verdict compares arms.")
     batch_size: PositiveInt = Field(1024, description="Contexts per step.")
-    learning_rate: PositiveFloat = Field(2e-3, description="Step size of Adam after warm-up.")
+    learning_rate: PositiveFloat = Field(
+        5e-4,
+        description="Step size of Adam after warm-up; the authors' by default, at which a random start is slow.",
+    )
     warmup_steps: NonNegativeInt = Field(50, description="Steps of linear rise of the step size.")
     top_weight: NonNegativeFloat = Field(0.1, description="Weight of the parents' own reconstruction loss.")
     sparsity_weight: NonNegativeFloat = Field(1e-3, description="Weight of the L1 norm of the codes.")

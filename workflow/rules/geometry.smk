@@ -17,7 +17,7 @@ def hierarchy_file():
     """The file of nouns; none for WordNet."""
     if GEOMETRY_SPEC.concepts.source == "wordnet":
         return []
-    return [GEOMETRY_SPEC.concepts.file or f"{workflow.basedir}/config/concepts/hierarchy.yaml"]
+    return GEOMETRY_SPEC.concepts.file or f"{workflow.basedir}/config/concepts/hierarchy.yaml"
 
 
 def inner_module(wildcards):
