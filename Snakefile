@@ -42,6 +42,7 @@ if STUDY.geometry:
     include: "workflow/rules/geometry.smk"
 
 
+include: "workflow/rules/catalog.smk"
 include: "workflow/rules/publish.smk"
 
 
@@ -51,3 +52,4 @@ rule all:
         rules.report.input,
         rules.site.input,
         rules.verify.output,
+        rules.catalog.input,

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -14,9 +15,10 @@ import yaml
 from conftest import Project
 
 SAE_STAGE = {"train_saes", "evaluate_saes", "analyze_features"}
-DRAWN = {"draw_feature_cards", "gather_tables", "draw_figures", "write_report", "write_manifest", "verify"}
+PUBLISHED = {"write_report", "write_manifest", "verify"}
+DRAWN = {"draw_feature_cards", "gather_tables", "draw_figures", "load_catalog", *PUBLISHED}
 INJECTION_REPORTED = {"draw_injection_figures", "write_injection_report", "write_older_names"}
-INJECTION_DRAWN = {"gather_injection", *INJECTION_REPORTED, "write_report", "write_manifest", "verify"}
+INJECTION_DRAWN = {"gather_injection", "load_catalog", *INJECTION_REPORTED, *PUBLISHED}
 
 
 def edit(project: Project, name: str, changes: dict) -> str:
@@ -63,10 +65,22 @@ def test_the_injection_study_has_a_row_for_every_method_and_pair_that_it_applies
     assert len(rows) == (measures["method"] == "precomputed_alignment").sum()
 
 
+def test_the_catalog_holds_every_sae_and_all_injection_results(built):
+    with sqlite3.connect(built.results / "catalog.sqlite") as catalog:
+        kinds = dict(catalog.execute("SELECT kind, count(*) FROM training_runs GROUP BY kind"))
+        features = catalog.execute("SELECT count(*) FROM discovered_features").fetchone()[0]
+        measures = catalog.execute("SELECT count(*) FROM injection_results").fetchone()[0]
+        curve = catalog.execute("SELECT count(DISTINCT step) FROM epoch_metrics").fetchone()[0]
+    assert kinds == {"vision": 8, "injection": 1}
+    assert features == len(pd.read_parquet(built.results / "tables" / "features.parquet"))
+    assert measures == len(pd.read_parquet(built.results / "injection" / "tables" / "measures.parquet"))
+    assert curve == 300
+
+
 def test_every_file_is_in_the_manifest_with_its_digest(built):
     subprocess.run(["sha256sum", "--check", "--quiet", "MANIFEST.sha256"], cwd=built.results, check=True)
     listed = {line.partition("  ")[2] for line in built.manifest().splitlines()}
-    beside = {"MANIFEST.sha256", "verification.txt"}
+    beside = {"MANIFEST.sha256", "verification.txt", "catalog.sqlite"}
     files = {p.relative_to(built.results).as_posix() for p in built.results.rglob("*") if p.is_file()}
     unlisted = {f for f in files - listed - beside if not f.startswith(("logs/", "benchmarks/"))}
     assert {f for f in unlisted if not f.endswith(".snakemake_timestamp")} == set()
@@ -127,12 +141,14 @@ def test_a_changed_setting_reruns_exactly_what_depends_on_it(fresh, name, change
     ("module", "expected"),
     [
         ("features/bank.py", {"analyze_features"} | DRAWN),
-        ("publish/report.py", {"write_report", "write_manifest", "verify"}),
+        ("publish/report.py", PUBLISHED),
+        ("catalog/runs.py", {"load_catalog"}),
+        ("catalog/migrations/versions/first_tables.py", {"load_catalog"}),
         ("sae/trainer.py", SAE_STAGE | DRAWN | {"train_concept_saes", "inject"} | INJECTION_DRAWN),
         ("injection/methods/weight_selection.py", {"inject"} | INJECTION_DRAWN),
         (
             "publish/injection_report.md.j2",
-            {"write_injection_report", *INJECTION_DRAWN} - {"gather_injection", "draw_injection_figures"},
+            {"write_injection_report", "write_older_names", *PUBLISHED},
         ),
     ],
 )

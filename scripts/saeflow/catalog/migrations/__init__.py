@@ -1,0 +1,1 @@
+"""Migrations of the catalog, as alembic finds them."""
