@@ -1,7 +1,8 @@
 """Test which features of an SAE tell the sentences of each concept from all others, beside what chance and the dense
 activations do.
 
-A concept that no feature tells apart better than under shuffled labels has failed, and the table says so.
+A concept that no feature tells apart better than under shuffled labels, or than the best of as many features with random
+weights, has failed, and the table says so.
 """
 
 import logging
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from saeflow.datasets import concept_texts
 from saeflow.features import concept_tests
-from saeflow.features.sentence_scores import sentence_scores
+from saeflow.features.sentence_scores import sentence_scores, with_random_weights
 from saeflow.reproduce import child_seed
 from saeflow.rule import run
 from saeflow.sae import formats
@@ -33,19 +34,18 @@ def main(*, model: Path, sae: Path, texts: list[Path], scores: Path, verdicts: P
     """
     concepts = concept_texts.read(texts)
     network, tokenizer = _load(model, cfg["device"])
-    features, dense = sentence_scores(
-        network,
-        tokenizer,
-        cfg["hook"]["module"],
-        concepts.sentences,
-        formats.load(sae.parent, cfg["device"]),
-        side=cfg["hook"]["side"],
+    trained = formats.load(sae.parent, cfg["device"])
+    untrained = with_random_weights(trained, child_seed(cfg["seed"], "concepts", "control"))
+    (features, dense), (control, _) = (
+        sentence_scores(network, tokenizer, cfg["hook"]["module"], concepts.sentences, one, side=cfg["hook"]["side"])
+        for one in (trained, untrained)
     )
     found, rows = concept_tests.evaluate(
         features,
         dense,
         concepts.labels,
         concepts.names,
+        control=control,
         n_splits=cfg["splits"],
         n_shuffles=cfg["shuffles"],
         top=cfg["top"],

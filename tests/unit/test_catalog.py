@@ -165,7 +165,7 @@ def test_curves_and_concept_scores_are_read_where_they_are(catalog, study):
     curve = {"step": [0, 10], "seed": [0, 0], "loss": [2.0, float("nan")], "l0": [40.0, 30.0]}
     pq.write_table(pa.table(curve), sae.with_name("topk_3x.curves.parquet"))
     row = {"concept": "questions", "rank": 1, "feature": 4, "auroc_train": 0.9, "auroc": 0.8, "selectivity": 0.1}
-    row |= {"null_p95": 0.6, "dense_auroc": 0.7, "probe_auroc": 0.95, "passed": True}
+    row |= {"null_p95": 0.6, "control_auroc": 0.65, "dense_auroc": 0.7, "probe_auroc": 0.95, "passed": True}
     folder = study / "language/features/tiny/model.layers.1/topk_3x/concepts"
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist([row]), folder / "scores.parquet")

@@ -67,6 +67,20 @@ def test_a_planted_feature_is_found_and_is_selective():
     assert [row["rank"] for row in rows] == [1, 2, 3, 4] * 3
 
 
+def test_what_an_sae_with_random_weights_does_as_well_has_failed():
+    features, control = sparse_noise(), sparse_noise(seed=3)
+    for scores, weight in ((features, 0.5), (control, 5)):
+        scores[:, 7] = np.random.default_rng(4).random(len(LABELS)) + weight * (LABELS == 1)
+    alone, beside = (evaluate(features, **more)[0][1] for more in ({}, {"control": csr_array(control)}))
+    assert alone.passed
+    assert not beside.passed
+    assert beside.auroc > beside.null_p95
+    assert "random weights 1.00" in beside.sentence()
+    assert evaluate(features, control=csr_array(sparse_noise(seed=3)))[0][1].passed
+    with pytest.raises(ValueError, match="60 rows of the control"):
+        evaluate(features, control=csr_array(control[:60]))
+
+
 def test_noise_fails_and_is_reported_so():
     passed = [v.passed for seed in range(6) for v in evaluate(sparse_noise(seed=seed), n_shuffles=60)[0]]
     assert sum(passed) <= 4  # 18 tests at 5 %: more has a probability of 0.2 %

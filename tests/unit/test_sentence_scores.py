@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from saeflow.datasets import concept_texts
 from saeflow.features import concept_tests
-from saeflow.features.sentence_scores import HookPointError, sentence_scores
+from saeflow.features.sentence_scores import HookPointError, sentence_scores, with_random_weights
 
 WORDS = "the a cat dog sat ran on under mat tree".split()  # noqa: SIM905
 SENTENCES = ["the cat sat", "a dog ran under the tree", "cat", "the mat on the mat on the mat"]
@@ -49,6 +49,15 @@ def test_the_input_of_a_module_can_be_read(model):
     _, after = sentence_scores(model, tokenizer(), "model.layers.0", SENTENCES, sae)
     _, before = sentence_scores(model, tokenizer(), "model.layers.1.input_layernorm", SENTENCES, sae, side="input")
     np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+def test_the_control_has_the_lengths_of_the_sae_and_none_of_its_directions():
+    sae = random_sae("standard", 64, 40, dtype=torch.float32)
+    control = with_random_weights(sae, 1)
+    torch.testing.assert_close(control.W_enc.norm(dim=0), sae.W_enc.norm(dim=0))
+    cosines = torch.nn.functional.cosine_similarity(control.W_enc, sae.W_enc, dim=0)
+    assert cosines.abs().mean() < 0.2  # sqrt(2 / (64 pi)) = 0.1 for random directions
+    assert torch.equal(control.W_enc, with_random_weights(sae, 1).W_enc)
 
 
 def test_errors_name_the_hook_point_the_width_and_the_sentence(model):

@@ -81,6 +81,7 @@ CONCEPTS = {
     "auroc": "AUROC",
     "selectivity": "selectivity",
     "null_p95": "shuffled 95 %",
+    "control_auroc": "random weights",
     "dense_auroc": "best coordinate",
     "probe_auroc": "probe",
     "passed": "passed",

@@ -245,7 +245,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _concepts(path: Path) -> list[Row]:
     columns = ("concept", "rank", "feature", "auroc_train", "auroc", "selectivity", "null_p95")
-    columns += ("dense_auroc", "probe_auroc", "passed")
+    columns += ("control_auroc", "dense_auroc", "probe_auroc", "passed")
     if not path.is_file():
         return []
     return [{name: row[name] for name in columns} for row in pq.read_table(path).to_pylist()]

@@ -180,6 +180,8 @@ class ConceptScore(Base):
     """AUROC less the highest AUROC of the feature for another concept, on held-out sentences."""
     null_p95: Mapped[float]
     """95th percentile of the best feature's held-out AUROC when labels are shuffled."""
+    control_auroc: Mapped[float | None]
+    """Best feature of an SAE with random weights."""
     dense_auroc: Mapped[float]
     """The same choice among coordinates of the dense activations."""
     probe_auroc: Mapped[float]

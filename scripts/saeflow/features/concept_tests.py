@@ -1,7 +1,8 @@
 """Which features tell the sentences of a concept from all others, and whether that is more than chance.
 
 A feature is chosen on training sentences and scored on sentences held out. Beside it stand what it has to beat or to
-approach: the best feature under shuffled labels, the best coordinate of the dense activations, and a linear probe.
+approach: the best feature under shuffled labels, the best of as many features with random weights, the best coordinate
+of the dense activations, and a linear probe. Random weights beat shuffled labels with ease: many directions are something.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,18 +34,21 @@ class Verdict(NamedTuple):
     """95th percentile, over shuffled labels, of the same mean over splits."""
     p_value: float
     """Share of the shuffles that reach `auroc`, the observed labels counted as one of them."""
+    control_auroc: float | None
+    """The same choice among the features of the control, an SAE with random weights."""
     dense_auroc: float
     """Of the dense coordinate and sign chosen on the training sentences."""
     probe_auroc: float
     """Of a logistic regression on the standardised dense activations."""
     probe_auroc_std: float
     passed: bool
-    """`auroc` exceeds `null_p95`."""
+    """`auroc` exceeds `null_p95`, and `control_auroc` where there is a control."""
 
     def sentence(self) -> str:
         """The verdict in words."""
         said = f"its best feature has AUROC {self.auroc:.2f} on held-out sentences, shuffled labels reach "
         said += f"{self.null_p95:.2f}, the best coordinate {self.dense_auroc:.2f}, a probe {self.probe_auroc:.2f}"
+        said += "" if self.control_auroc is None else f", an SAE with random weights {self.control_auroc:.2f}"
         return f"{self.concept}: {'passed' if self.passed else 'FAILED'}: {said}"
 
 
@@ -89,6 +93,7 @@ def evaluate(
     labels: Int[np.ndarray, " n"],
     names: Sequence[str],
     *,
+    control: csr_array | None = None,
     n_splits: int = 3,
     n_shuffles: int = 200,
     top: int = 5,
@@ -101,6 +106,7 @@ def evaluate(
             Shape [n, d_sae].
         dense: activations of every sentence, e.g. their mean over the tokens.
         labels: concept of each sentence, as an index into `names`.
+        control: scores as `features`, of an SAE with random weights.
         n_splits: draws of training and held-out halves; all means are over them.
         n_shuffles: shuffled labellings behind the null.
         top: features listed per concept.
@@ -112,11 +118,11 @@ def evaluate(
     Raises:
         ValueError: rows that do not go together, or scores that are not numbers.
     """
-    _check(features, dense, labels, names)
+    _check(features, control, dense, labels, names)
     chosen = splits(labels, n_splits, seed)
     positive = labels == np.arange(len(names))[:, None]
     shuffled = np.stack([labels[order] for order in _orders(len(labels), n_shuffles, seed)])
-    found, null, coordinate, probe, rows = [], [], [], [], []
+    found, null, coordinate, probe, random, rows = [], [], [], [], [], []
     for split, train in enumerate(chosen):
         here, there = (ranks(features[which]) for which in (train, ~train))
         on_train, held_out = aurocs(here, positive[:, train]), aurocs(there, positive[:, ~train])
@@ -124,26 +130,31 @@ def evaluate(
         found.append(held_out[np.arange(len(names)), best])
         null.append([_best(here, there, shuffled == concept, train) for concept in range(len(names))])
         coordinate.append(_best_coordinate(dense, positive, train))
+        if control is not None:
+            random.append(_best(ranks(control[train]), ranks(control[~train]), positive, train))
         probe.append([_probe(dense, is_concept, train) for is_concept in positive])
         if split == 0:
             rows = list(_top(on_train, held_out, names, top))
     means, shuffles = np.mean(found, 0), np.mean(null, 0)
+    limits = np.quantile(shuffles, 0.95, axis=1)
+    controls = np.mean(random, 0).tolist() if random else [None] * len(names)
     verdicts = [
         Verdict(
             name,
             int(positive[i].sum()),
             float(means[i]),
             _deviation([values[i] for values in found]),
-            float(np.quantile(shuffles[i], 0.95)),
+            float(limits[i]),
             float((1 + (shuffles[i] >= means[i]).sum()) / (1 + n_shuffles)),
+            controls[i],
             float(np.mean(coordinate, 0)[i]),
             float(np.mean(probe, 0)[i]),
             _deviation([values[i] for values in probe]),
-            bool(means[i] > np.quantile(shuffles[i], 0.95)),
+            bool(means[i] > limits[i] and (controls[i] is None or means[i] > controls[i])),
         )
         for i, name in enumerate(names)
     ]
-    shared = ("null_p95", "dense_auroc", "probe_auroc", "passed")
+    shared = ("null_p95", "control_auroc", "dense_auroc", "probe_auroc", "passed")
     beside = {verdict.concept: {key: getattr(verdict, key) for key in shared} for verdict in verdicts}
     return verdicts, [row | beside[row["concept"]] for row in rows]
 
@@ -208,7 +219,11 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _check(features: csr_array, dense: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+def _check(
+    features: csr_array, control: csr_array | None, dense: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    if control is not None and control.shape[0] != features.shape[0]:
+        raise ValueError(f"concept tests: {control.shape[0]} rows of the control, {features.shape[0]} of features")
     if not features.shape[0] == len(dense) == len(labels):
         raise ValueError(
             f"concept tests: {features.shape[0]} rows of features, {len(dense)} of activations, {len(labels)} labels; "

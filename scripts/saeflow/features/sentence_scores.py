@@ -17,6 +17,12 @@ class HookPointError(LookupError):
     """A module that the model does not have; the message names the nearest."""
 
 
+def with_random_weights(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
+    """The SAE with encoder columns of random directions and the same lengths: the control of the concept tests."""
+    noise = torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(seed)).to(sae.W_enc)
+    return sae.replace(W_enc=noise / noise.norm(dim=0) * sae.W_enc.norm(dim=0))
+
+
 @torch.no_grad()
 def sentence_scores(
     model: PreTrainedModel,

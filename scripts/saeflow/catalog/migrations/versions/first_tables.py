@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("auroc", sa.Double(), nullable=False),
         sa.Column("selectivity", sa.Double(), nullable=False),
         sa.Column("null_p95", sa.Double(), nullable=False),
+        sa.Column("control_auroc", sa.Double(), nullable=True),
         sa.Column("dense_auroc", sa.Double(), nullable=False),
         sa.Column("probe_auroc", sa.Double(), nullable=False),
         sa.Column("passed", sa.Boolean(), nullable=False),
