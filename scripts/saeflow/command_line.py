@@ -1,4 +1,4 @@
-"""The command `saeflow`: what studies found, from their catalogs.
+"""The command `saeflow`: what studies found, from their catalogs, and packages ready to be published.
 
     saeflow runs list
     saeflow runs compare A B
@@ -8,6 +8,8 @@
     saeflow features details RUN FEATURE
     saeflow features search TEXT
     saeflow load STUDY_FOLDER
+    saeflow verify PACKAGE
+    saeflow upload PACKAGE
 
 RUN is a run's name or any part of it that is in no other's. Catalogs are looked for in results/*/catalog.sqlite, or
 where --catalog or SAEFLOW_CATALOG_URL says.
@@ -36,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saeflow.catalog.database import CatalogError
     from saeflow.catalog.queries import UnknownError
     from saeflow.catalog.runs import RunError
+    from saeflow.publish.upload import UploadError
 
     try:
         return arguments.command(arguments) or 0
-    except (CatalogError, RunError, UnknownError, FileNotFoundError, ValueError) as error:
+    except (CatalogError, RunError, UnknownError, UploadError, FileNotFoundError, ValueError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"saeflow: {error}", style="red", markup=False)
         return 1
     except BrokenPipeError:  # `saeflow ... | head`
@@ -171,6 +174,40 @@ def load_study(arguments: Arguments) -> None:
     _show(arguments, found, lambda: f"{len(names)} runs of {study.name} are in {database.name_of(engine)}")
 
 
+def verify_package(arguments: Arguments) -> int:
+    """Run every check on a package and list what each found; status 1 if one fails."""
+    from dataclasses import asdict
+
+    from saeflow.catalog import presentation
+    from saeflow.publish.verification import verify
+
+    results = [asdict(result) for result in verify(arguments.package)]
+    counts = {outcome: sum(r["outcome"] == outcome for r in results) for outcome in ("passed", "failed", "skipped")}
+    title = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+    found = {"package": str(arguments.package), **counts, "checks": results}
+    _show(arguments, found, lambda: presentation.checks(results, title))
+    return int(counts["failed"] > 0)
+
+
+def upload_package(arguments: Arguments) -> int:
+    """Send the features of a verified package to Neuronpedia; without --yes, only say what would be sent."""
+    from saeflow.publish import upload
+    from saeflow.publish.verification import verify
+
+    failed = [result.name for result in verify(arguments.package) if result.outcome == "failed"]
+    if failed:
+        raise ValueError(f"{arguments.package} is not sent: {', '.join(failed)} failed; see `saeflow verify`")
+    batches = sorted((arguments.package / "neuronpedia" / "upload").glob("batch-*.json"))
+    console = Console(highlight=False, soft_wrap=True)
+    if not arguments.yes:
+        size = sum(batch.stat().st_size for batch in batches) / 1e6
+        console.print(f"{len(batches)} batches, {size:.1f} MB, to {arguments.server}; --yes sends them", markup=False)
+        return 0
+    for batch, said in upload.send(batches, server=arguments.server, first=arguments.first):
+        console.print(f"{batch.name}: {said}", markup=False)
+    return 0
+
+
 def _name(row: dict[str, Any]) -> str:
     return row["name"]
 
@@ -219,6 +256,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--run", metavar="RUN", help="in this run only")
 
     add(groups, "load", load_study, place).add_argument("study", metavar="STUDY_FOLDER", type=Path)
+    add(groups, "verify", verify_package).add_argument("package", metavar="PACKAGE", type=Path)
+    send = add(groups, "upload", upload_package)
+    send.add_argument("package", metavar="PACKAGE", type=Path)
+    send.add_argument("--yes", action="store_true", help="send; the key is read from NEURONPEDIA_API_KEY")
+    send.add_argument("--server", default="https://www.neuronpedia.org", help="scheme and host")
+    send.add_argument("--first", type=int, default=0, help="batch to begin with, to go on after an error")
     return parser
 
 

@@ -143,6 +143,20 @@ def details(run: str, found: Mapping[str, Any], contexts: Sequence[Mapping[str, 
     return Group(*parts)
 
 
+_OUTCOMES = {"passed": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("·", "yellow")}
+
+
+def checks(results: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Results of the verification of a package, one a line."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("", "check", "what holds, or what is wrong"):
+        made.add_column(head, overflow="fold")
+    for result in results:
+        sign, style = _OUTCOMES[result["outcome"]]
+        made.add_row(Text(sign, style), Text(result["name"]), Text(result["problem"] or result["says"]))
+    return made
+
+
 def context(row: Mapping[str, Any]) -> Text:
     """One context, each token on a background as warm as its activation; the peak stands in «»."""
     line = Text(f"{cell(row['activation']):>8}  ", style="dim")

@@ -2,7 +2,7 @@
 
 A feature is chosen on training sentences and scored on sentences held out. Beside it stand what it has to beat or to
 approach: the best feature under shuffled labels, the best of as many features with random weights, the best coordinate
-of the dense activations, and a linear probe. Random weights beat shuffled labels with ease: many directions are something.
+of the dense activations, and a linear probe. Random weights beat shuffled labels with ease, if there are many.
 """
 
 from collections.abc import Iterator, Sequence
