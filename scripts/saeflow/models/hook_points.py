@@ -118,6 +118,42 @@ def replaced(model: nn.Module, name: str, hook: Hook, where: Bool[Tensor, "batch
         handle.remove()
 
 
+def activations_at(
+    model: nn.Module, name: str, hook: Hook, *, onward: bool = False, **inputs: Tensor
+) -> tuple[Float[Tensor, "batch context d"], Any]:
+    """Activations of all tokens at a hook point, through which gradients flow.
+
+    Arguments:
+        model: a causal language model.
+        name, hook: the hook point.
+        onward: whether the model runs on to its end; if not, nothing behind the hook point is computed.
+        inputs: one of `input_ids` and `inputs_embeds`.
+    Returns:
+        activations, and what the model returns, None if it did not run on.
+    Raises:
+        HookPointError: see `Recorder`.
+    """
+    shape = next(iter(inputs.values())).shape[:2]
+    found: list[Tensor] = []
+
+    def keep(value: Any) -> None:
+        if not found:
+            found.append(activations_in(value, name, shape))
+            if not onward:
+                raise _Enough
+
+    handle = _register(find(model, hook.module), hook.side, keep)
+    try:
+        output = model(**inputs, use_cache=False)
+    except _Enough:
+        output = None
+    finally:
+        handle.remove()
+    if not found:
+        raise HookPointError(f"hook point {name}: the module does not run when the model reads text")
+    return found[0], output
+
+
 def activations_in(value: Any, name: str, shape: tuple[int, int]) -> Float[Tensor, "batch context d"]:
     """The activations in what a module gives or takes: itself, or the first of several."""
     first = value if isinstance(value, Tensor) else value[0] if isinstance(value, tuple) and value else None

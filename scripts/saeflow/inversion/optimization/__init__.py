@@ -1,0 +1,1 @@
+"""Search for the inputs that drive a feature most, for many features and restarts at once."""
