@@ -89,9 +89,7 @@ def made_up(entropy, density):
         np.array(entropy),
         np.array(1000),
         np.array(10),
-        empty,
-        empty.astype(int),
-        np.zeros(1, int),
+        *none,
     )
 
 
