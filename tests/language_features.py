@@ -28,7 +28,7 @@ def write_study(
     sae = _dead_last(random_sae(architecture, D_IN, 48, seed, torch.float32))
     formats.save(
         sae,
-        study / "language" / "saes" / place,
+        study / "language" / "saes" / Path(f"{place}-s{seed}"),
         {
             "model_name": model,
             "hook_name": hook,

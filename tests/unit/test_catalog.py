@@ -161,9 +161,9 @@ def test_20480_features_go_in_within_five_seconds(catalog, study):
 
 
 def test_curves_and_concept_scores_are_read_where_they_are(catalog, study):
-    sae = study / "language/saes/tiny/model.layers.1/topk_3x"
+    sae = study / "language/saes/tiny/model.layers.1/topk_3x-s0"
     curve = {"step": [0, 10], "seed": [0, 0], "loss": [2.0, float("nan")], "l0": [40.0, 30.0]}
-    pq.write_table(pa.table(curve), sae.with_name("topk_3x.curves.parquet"))
+    pq.write_table(pa.table(curve), sae.with_name("topk_3x-s0.curves.parquet"))
     row = {"concept": "questions", "rank": 1, "feature": 4, "auroc_train": 0.9, "auroc": 0.8, "selectivity": 0.1}
     row |= {"null_p95": 0.6, "control_auroc": 0.65, "dense_auroc": 0.7, "probe_auroc": 0.95, "passed": True}
     folder = study / "language/features/tiny/model.layers.1/topk_3x/concepts"

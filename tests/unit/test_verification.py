@@ -38,7 +38,7 @@ def write_package(folder, results, architecture="topk", **changes):
     identity = Identity(study.name, "tiny", "model.layers.1", f"{architecture}_3x", RELEASE)
     for name, value in changes.items():
         object.__setattr__(identity, name, value)
-    package.write(folder, study / "language/saes" / place, study / "language/features" / place, identity)
+    package.write(folder, study / "language/saes" / f"{place}-s0", study / "language/features" / place, identity)
     return folder
 
 

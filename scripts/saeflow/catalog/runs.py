@@ -73,17 +73,22 @@ def read(study: Path, table: Path) -> Run:
         raise RunError(f"{table}: column or key {error} is missing from its files") from None
 
 
-def sae_folder(study: Path, features: Path) -> Path:
-    """Directory of the SAE whose features lie in a folder: the same path below `saes`."""
+def sae_folder(study: Path, features: Path, seed: int | None = None) -> Path:
+    """Directory of the SAE whose features lie in a folder: the same path below `saes`.
+
+    Arguments:
+        seed: of the SAE, where the folder of its features does not name it.
+    """
     parts = list(features.relative_to(study).parts)
     parts[parts.index("features")] = "saes"
-    return study.joinpath(*parts)
+    folder = study.joinpath(*parts)
+    return folder if seed is None else folder.with_name(f"{folder.name}-s{seed}")
 
 
 def _language(study: Path, table: Path) -> Run:
     folder = table.parent
-    sae = sae_folder(study, folder)
     summary = json.loads((folder / SUMMARY).read_text())
+    sae = sae_folder(study, folder, summary["seed"])
     spec = _config(sae)
     files = [table, folder / CONTEXTS, folder / SUMMARY, sae / CONFIG, sae / WEIGHTS]
     curve, scores = sae.with_name(f"{sae.name}.curves.parquet"), folder / "concepts" / "scores.parquet"
