@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from saeflow.config_language import Hook
 from saeflow.datasets import concept_texts
 from saeflow.features import concept_tests
 from saeflow.features.sentence_scores import sentence_scores, with_random_weights
+from saeflow.models import language
+from saeflow.models.language_files import folder_of
 from saeflow.reproduce import child_seed
 from saeflow.rule import run
 from saeflow.sae import formats
@@ -22,45 +24,49 @@ from saeflow.sae import formats
 log = logging.getLogger(__name__)
 
 
-def main(*, model: Path, sae: Path, texts: list[Path], scores: Path, verdicts: Path, cfg: dict) -> None:
+def main(
+    *, model: list[Path], saes: list[Path], texts: list[Path], scores: list[Path], verdicts: list[Path], cfg: dict
+) -> None:
     """
     Arguments:
-        model: folder of a Hugging Face causal language model with its tokenizer.
-        sae: cfg.json of the SAE.
+        model: the model's folder, or its files.
+        saes: cfg.json of each variant's SAE.
         texts: .txt of each concept, a sentence per line.
-        scores: table to write, a row per concept and rank of `concept_tests.evaluate`.
-        verdicts: table to write, a row per concept.
-        cfg: `hook` ({module, side}), `splits`, `shuffles`, `top`, `seed`, `device`.
+        scores: tables to write, one per SAE: a row per concept and rank of `concept_tests.evaluate`.
+        verdicts: tables to write, one per SAE: a row per concept.
+        cfg: `model` (name), `settings` (its section), `hook` (name), `hook_point` (its section), `concepts` (section),
+            `variants`, `seed`, `device`.
     """
-    concepts = concept_texts.read(texts)
-    network, tokenizer = _load(model, cfg["device"])
-    trained = formats.load(sae.parent, cfg["device"])
-    untrained = with_random_weights(trained, child_seed(cfg["seed"], "concepts", "control"))
-    (features, dense), (control, _) = (
-        sentence_scores(network, tokenizer, cfg["hook"]["module"], concepts.sentences, one, side=cfg["hook"]["side"])
-        for one in (trained, untrained)
+    concepts, folder, spec = concept_texts.read(texts), folder_of(model), cfg["concepts"]
+    seed = child_seed(cfg["seed"], "concepts", cfg["model"], cfg["hook"])
+    trained = [formats.load(path.parent, cfg["device"]) for path in saes]
+    untrained = [with_random_weights(sae, child_seed(seed, "control", i)) for i, sae in enumerate(trained)]
+    features, dense = sentence_scores(
+        language.load(folder, cfg["settings"], cfg["device"]),
+        language.load_tokenizer(folder, cfg["settings"]),
+        Hook.model_validate(cfg["hook_point"]),
+        concepts.sentences,
+        trained + untrained,
     )
-    found, rows = concept_tests.evaluate(
-        features,
-        dense,
-        concepts.labels,
-        concepts.names,
-        control=control,
-        n_splits=cfg["splits"],
-        n_shuffles=cfg["shuffles"],
-        top=cfg["top"],
-        seed=child_seed(cfg["seed"], "concepts"),
-    )
-    for verdict in found:
-        log.info("%s", verdict.sentence())
-    parquet.write_table(pa.Table.from_pylist(rows), scores)
-    parquet.write_table(pa.Table.from_pylist([verdict._asdict() for verdict in found]), verdicts)
-
-
-def _load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The one place where a model is loaded: in single precision, without running code that lies beside it."""
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
-    return network.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    n = len(trained)
+    for variant, own, control, *outputs in zip(
+        cfg["variants"], features[:n], features[n:], scores, verdicts, strict=True
+    ):
+        found, rows = concept_tests.evaluate(
+            own,
+            dense,
+            concepts.labels,
+            concepts.names,
+            control=control,
+            n_splits=spec["splits"],
+            n_shuffles=spec["shuffles"],
+            top=spec["top"],
+            seed=seed,
+        )
+        for verdict in found:
+            log.info("%s, %s", variant, verdict.sentence())
+        for table, path in zip((rows, [verdict._asdict() for verdict in found]), outputs, strict=True):
+            parquet.write_table(pa.Table.from_pylist(table), path)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from saeflow.config_publish import Concepts, Publish
 from saeflow.config_saes import SAEs
 from saeflow.config_sections import HookPoint, Name, PathToRead, Section
 
@@ -165,10 +166,20 @@ class Language(Section):
     activations: LanguageActivations = Field(LanguageActivations(), description="Capture.")
     saes: SAEs = Field(SAEs(), description="SAEs of every hook point, as `saes` has them.")
     features: LanguageFeatures = Field(LanguageFeatures(), description="Feature analysis.")
+    concepts: Concepts = Field(Concepts(), description="Concept tests.")
+    publish: Publish = Field(Publish(), description="Packages.")
 
     @model_validator(mode="after")
     def _reads_text(self) -> Self:
         for name, variant in self.saes.variants.items():
             if variant.splice_kl:
                 raise ValueError(f"saes.variants.{name}.splice_kl: is of classifiers; drop it for language models")
+        for name in self.publish.variants or ():
+            if name not in self.saes.variants:
+                raise ValueError(
+                    f"publish.variants: '{name}' is not in saes.variants ({', '.join(self.saes.variants)})"
+                )
+        for name in self.publish.model_ids:
+            if name not in self.models:
+                raise ValueError(f"publish.model_ids: '{name}' is not in models ({', '.join(self.models)})")
         return self

@@ -1,53 +1,57 @@
-"""Sentence scores are those of each sentence on its own, at the module that was asked for."""
+"""Sentence scores are those of each sentence on its own, at the hook point that was asked for."""
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from random_saes import random_sae
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from test_concept_tests import TEXTS
 
+from saeflow.config_language import Hook
 from saeflow.datasets import concept_texts
 from saeflow.features import concept_tests
-from saeflow.features.sentence_scores import HookPointError, sentence_scores, with_random_weights
+from saeflow.features.sentence_scores import sentence_scores, with_random_weights
+from saeflow.models import language
+from saeflow.models.hook_points import HookPointError
 
-WORDS = "the a cat dog sat ran on under mat tree".split()  # noqa: SIM905
-SENTENCES = ["the cat sat", "a dog ran under the tree", "cat", "the mat on the mat on the mat"]
+SENTENCES = ["the cat sat", "a dog ran on the mat .", "cat", "the mat on the mat on the mat"]
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=12, **sizes)).eval()
+def folder(tmp_path_factory):
+    return tiny_models.save("llama", tmp_path_factory.mktemp("model"))
 
 
-def tokenizer(start=True):
-    words = {word: i for i, word in enumerate(["<s>", "?", *WORDS])}
-    made = Tokenizer(models.WordLevel(words, unk_token="?"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    if start:
-        made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="?")
+@pytest.fixture(scope="module")
+def model(folder):
+    return language.load(folder, tiny_models.SETTINGS, "cpu")
 
 
-@pytest.mark.parametrize("start", [True, False])
-def test_a_batch_gives_what_each_sentence_gives_alone_without_the_start_token(model, start):
-    sae = random_sae("standard", 16, 40, dtype=torch.float32)
-    features, dense = sentence_scores(model, tokenizer(start), "model.layers.0", SENTENCES, sae, batch_size=3)
+@pytest.fixture(scope="module")
+def tokens(folder):
+    return language.load_tokenizer(folder, tiny_models.SETTINGS)
+
+
+def saes(d_in=16):
+    return [random_sae("standard", d_in, 40, seed, torch.float32) for seed in (0, 1)]
+
+
+def test_a_batch_gives_what_each_sentence_gives_alone_without_the_start_token(model, tokens):
+    features, dense = sentence_scores(model, tokens, Hook(module="model.layers.0"), SENTENCES, saes(), batch_size=3)
     for row, sentence in enumerate(SENTENCES):
-        ids = torch.tensor([tokenizer(start)(sentence)["input_ids"]])
-        with torch.no_grad():
-            x = model(ids, output_hidden_states=True).hidden_states[1][0, int(start) :]
+        ids = torch.tensor([[tokens.start, *tokens.encode([sentence])[0]]])
+        x = model(ids, output_hidden_states=True).hidden_states[1][0, 1:]
         np.testing.assert_allclose(dense[row], x.mean(0), atol=1e-5)
-        np.testing.assert_allclose(features[[row]].toarray()[0], sae.encode(x).amax(0), atol=1e-5)
-    assert features.nnz < features.shape[0] * features.shape[1]
+        for sae, found in zip(saes(), features, strict=True):
+            np.testing.assert_allclose(found[[row]].toarray()[0], sae.encode(x).amax(0), atol=1e-5)
+    assert features[0].nnz < features[0].shape[0] * features[0].shape[1]
 
 
-def test_the_input_of_a_module_can_be_read(model):
-    sae = random_sae("standard", 16, 40, dtype=torch.float32)
-    _, after = sentence_scores(model, tokenizer(), "model.layers.0", SENTENCES, sae)
-    _, before = sentence_scores(model, tokenizer(), "model.layers.1.input_layernorm", SENTENCES, sae, side="input")
+def test_the_input_of_a_module_can_be_read(model, tokens):
+    after, before = (
+        sentence_scores(model, tokens, hook, SENTENCES, saes())[1]
+        for hook in (Hook(module="model.layers.0"), Hook(module="model.layers.1.input_layernorm", side="input"))
+    )
     np.testing.assert_allclose(before, after, atol=1e-6)
 
 
@@ -60,28 +64,29 @@ def test_the_control_has_the_lengths_of_the_sae_and_none_of_its_directions():
     assert torch.equal(control.W_enc, with_random_weights(sae, 1).W_enc)
 
 
-def test_errors_name_the_hook_point_the_width_and_the_sentence(model):
-    sae = random_sae("standard", 16, 40, dtype=torch.float32)
+def test_errors_name_the_hook_point_the_width_and_the_sentence(model, tokens):
+    layer = Hook(module="model.layers.1")
     with pytest.raises(HookPointError, match=r"nearest: model\.layers\.1"):
-        sentence_scores(model, tokenizer(), "model.layer.1", SENTENCES, sae)
+        sentence_scores(model, tokens, Hook(module="model.layer.1"), SENTENCES, saes())
     with pytest.raises(ValueError, match="of width 16, but the SAE is of width 6"):
-        sentence_scores(model, tokenizer(), "model.layers.1", SENTENCES, random_sae("standard", dtype=torch.float32))
+        sentence_scores(model, tokens, layer, SENTENCES, saes(6))
     with pytest.raises(ValueError, match="sentence '' has no token"):
-        sentence_scores(model, tokenizer(), "model.layers.1", ["the cat", ""], sae)
+        sentence_scores(model, tokens, layer, ["the cat", ""], saes())
 
 
 def test_a_real_model_tells_questions_and_shuffled_texts_fail(data_dir):
     folder = data_dir / "models" / "tinystories-llama-260k"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-    from test_concept_tests import TEXTS
-
+    network = language.load(folder, tiny_models.SETTINGS, "cpu")
     texts = concept_texts.read([path for path in TEXTS if path.stem in ("questions", "statements", "numbers")])
-    width = network.config.hidden_size
-    sae = random_sae("topk", width, 4 * width, dtype=torch.float32)
-    features, dense = sentence_scores(
-        network, AutoTokenizer.from_pretrained(folder), "model.layers.2", texts.sentences, sae
+    sae = random_sae("topk", network.config.hidden_size, 256, dtype=torch.float32)
+    (features,), dense = sentence_scores(
+        network,
+        language.load_tokenizer(folder, tiny_models.SETTINGS),
+        Hook(module="model.layers.2"),
+        texts.sentences,
+        [sae],
     )
     verdicts, _ = concept_tests.evaluate(features, dense, texts.labels, texts.names, n_shuffles=50)
     found = dict(zip(texts.names, verdicts, strict=True))

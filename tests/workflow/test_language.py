@@ -1,8 +1,10 @@
 """The small language study built for real: what it shows, that it is the same again, what a change reruns."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,8 @@ STUDY = "language_smoke"
 HOOKS = ("model.layers.0", "model.layers.1.mlp.gate_proj")
 VARIANTS = ("batchtopk", "relu")
 ENDS = {"gather_language_tables", "write_report", "write_manifest", "verify"}
-SAES = {"train_language_saes", "evaluate_language_saes", "analyze_language_features"}
+FEATURES = {"analyze_language_features", "load_catalog"}
+SAES = {"train_language_saes", "evaluate_language_saes", "test_concepts", *FEATURES}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,40 @@ def test_every_hook_point_and_variant_has_its_dashboards(language):
             assert sae.metadata["hook_name"] == hook
 
 
+def test_every_concept_has_a_verdict_beside_chance_and_a_probe(language):
+    for hook in HOOKS:
+        folder = results(language) / "language" / "features" / "words" / hook / "relu" / "concepts"
+        verdicts, scores = (pd.read_parquet(folder / f"{name}.parquet") for name in ("verdicts", "scores"))
+        assert len(verdicts) == 10
+        assert (verdicts["passed"] == (verdicts["auroc"] > verdicts[["null_p95", "control_auroc"]].max(axis=1))).all()
+        assert verdicts["null_p95"].between(0.5, 0.75).all()
+        assert scores.groupby("concept")["rank"].apply(list).map(lambda ranks: ranks == [1, 2, 3, 4, 5]).all()
+
+
+def test_the_catalog_answers_about_it(language):
+    command = [sys.executable, "-m", "saeflow", "features", "top", "gate_proj/relu", "--json", "--dense"]
+    command += ["--results", results(language).parent]
+    environment = os.environ | {"PYTHONPATH": str(language.root / "scripts")}
+    found = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert len(found) == 10
+    assert found[0]["interpretability"] >= found[-1]["interpretability"]
+
+
+def test_packages_are_verified_and_carry_on_elsewhere(language, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(language.work, work, symlinks=True)
+    Project(language.root, work).snakemake("packages", study=STUDY)
+    for hook in HOOKS:
+        folder = work / "results" / STUDY / "packages" / "words" / hook
+        assert {path.name for path in folder.iterdir() if path.is_dir()} == set(VARIANTS)
+        for variant in VARIANTS:
+            found = json.loads((folder / f"{variant}.verification.json").read_text())
+            assert "failed" not in found.values()
+            assert len(found) >= 32
+            sae = formats.load(folder / variant / "saelens")
+            assert sae.metadata["hook_name"] == hook
+
+
 def test_the_report_shows_all_seeds(language):
     tables = results(language) / "language" / "tables"
     assert len(pd.read_parquet(tables / "saes.parquet")) == 2 * 2 * 2
@@ -88,7 +125,9 @@ def test_nothing_is_left_to_do(language):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda s: s["features"].update(top_contexts=6), {"analyze_language_features"} | ENDS),
+        (lambda s: s["features"].update(top_contexts=6), FEATURES | ENDS),
+        (lambda s: s.update(concepts={"top": 3}), {"test_concepts", "load_catalog"} | ENDS),
+        (lambda s: s.update(publish={"title": "Other"}), set()),
         (lambda s: s["saes"]["training"].update(steps=151), SAES | ENDS),
         (
             lambda s: s["models"]["words"].update(hook_points=["model.layers.0"], dtype="bfloat16"),
@@ -99,7 +138,7 @@ def test_nothing_is_left_to_do(language):
             {"train_language_model", "tokenize_texts", "capture_language_activations"} | SAES | ENDS,
         ),
     ],
-    ids=["features", "SAEs", "hook points", "model"],
+    ids=["features", "concepts", "publish", "SAEs", "hook points", "model"],
 )
 def test_a_change_reruns_what_depends_on_it_and_nothing_else(language, tmp_path, change, expected):
     assert set(language.planned(study=changed(language, tmp_path, change))) == expected

@@ -17,7 +17,8 @@ from saeflow.library import modules_of
 SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = [rule for path in SMK for rule in re.split(r"^ *rule\b", path.read_text(), flags=re.MULTILINE)[1:]]
 SCRIPTED = [rule for rule in RULES if "    script:" in rule]
-STAGES = ["datasets", "models", "activations", "saes", "features", "injection", "figures", "report", "verify", "crate"]
+STAGES = ["datasets", "models", "activations", "saes", "features", "injection", "figures", "report", "verify"]
+STAGES += ["catalog", "crate"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,11 @@ def test_the_default_study_is_planned_whole_in_few_jobs(project):
 @pytest.mark.parametrize("target", STAGES)
 def test_every_stage_is_a_target(project, target):
     assert project.planned(target)
+
+
+def test_concepts_and_packages_are_targets_of_a_language_study(project):
+    assert project.planned("concepts", study="language_smoke")["test_concepts"] == 2
+    assert project.planned("packages", study="language_smoke")["write_package"] == 2
 
 
 def test_a_study_without_saes_has_no_job_for_them(project):

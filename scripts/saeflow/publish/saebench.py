@@ -5,9 +5,9 @@ sae = BenchSAE.load("results/…/batchtopk_8x-s0", model_name="pythia-70m-dedupe
 # sae_bench.evals.core.main.multiple_evals(selected_saes=[("mine", sae)], …)
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -33,8 +33,26 @@ class BenchConfig:
     hook_head_index: int | None = None
     prepend_bos: bool = True
     normalize_activations: str = "none"
-    dataset_trust_remote_code: bool | None = None
     seqpos_slice: tuple[int | None, ...] = (None,)
+    apply_b_dec_to_input: bool = True
+    finetuning_scaling_factor: bool = False
+    activation_fn_str: str = ""
+    activation_fn_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+    dataset_path: str = ""
+    dataset_trust_remote_code: bool = False
+    training_tokens: int = 0
+    sae_lens_training_version: str | None = None
+    neuronpedia_id: str | None = None
+
+    @property
+    def architecture_str(self) -> str:
+        """Name of the architecture, under SAEBench's other name for it."""
+        return self.architecture
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return asdict(self)
 
 
 class BenchSAE(nn.Module):
@@ -93,6 +111,17 @@ class BenchSAE(nn.Module):
     @property
     def b_enc(self) -> Float[Tensor, " d_sae"]:
         return self.sae.b_gate if isinstance(self.sae, Gated) else self.sae.b_enc
+
+    @property
+    def b_mag(self) -> Float[Tensor, " d_sae"]:
+        """Bias of a gated SAE's magnitudes; the others have none.
+
+        Raises:
+            AttributeError: the SAE is not gated.
+        """
+        if not isinstance(self.sae, Gated):
+            raise AttributeError(f"an SAE of architecture '{self.sae.architecture}' has no b_mag")
+        return self.sae.b_mag
 
     @property
     def b_dec(self) -> Float[Tensor, " d_in"]:
