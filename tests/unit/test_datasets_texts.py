@@ -162,6 +162,12 @@ def test_packing_loses_no_token_and_no_boundary(docs, size, start, wanted):
     assert rows - int(parts[-1].is_text[-1].sum()) < wanted
 
 
+def test_a_split_that_fills_no_context_is_told():
+    for docs in ([], [(0, "abc")]):
+        with pytest.raises(texts.TextError, match="do not fill a context of 8 tokens"):
+            list(contexts.pack(docs, encode, start=1, context_size=8, n_tokens=None))
+
+
 def test_contexts_are_read_as_they_were_written(tmp_path):
     docs = [(i, "abc" * (i + 1)) for i in range(300)]
     groups = list(contexts.pack(docs, encode, start=1, context_size=8, n_tokens=5000))

@@ -77,11 +77,12 @@ def pack(
         n_tokens: text tokens asked for, the last context is filled; None for all that fill a context.
         encoded_at_once: documents per call of `encode`.
     Raises:
-        TextError: the documents have fewer tokens.
+        TextError: the documents have fewer tokens, or do not fill a single context.
     """
     found = 0
     for contexts in _packed(documents, encode, _Packer(start, context_size), encoded_at_once):
         if n_tokens is None:
+            found += len(contexts)
             yield contexts
             continue
         so_far = found + contexts.is_text.sum(1).cumsum()
@@ -90,6 +91,11 @@ def pack(
         yield Contexts(contexts.tokens[:n], contexts.document[:n], contexts.position[:n])
         if found >= n_tokens:
             return
+    if n_tokens is None and not found:
+        raise TextError(
+            f"language.text: the documents of this split do not fill a context of {context_size} tokens; give more text, "
+            "or hold out another share"
+        )
     if n_tokens is not None:
         raise TextError(
             f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more "

@@ -144,7 +144,10 @@ def _write_contexts(
                 continue
             latents, rows = top.latents[span], top.rows[span]
             found = windows(store, codes, rows, latents, before=spec.tokens_before, after=spec.tokens_after)
-            ids, activations = zip(*found.lists(), strict=True)
+            offsets, ids, activations = found.flat()
+            known, where = np.unique(ids, return_inverse=True)
+            texts = pa.array(strings(known.tolist()), pa.string()).take(pa.array(where))
+            lists = {"tokens": texts, "token_ids": ids, "activations": activations}
             columns = {
                 "feature": latents,
                 "rank": ranks[span],
@@ -152,11 +155,15 @@ def _write_contexts(
                 "position": found.peak,
                 "context_start": found.start,
                 "activation": top.activations[span],
-                "tokens": [strings(window) for window in ids],
-                "token_ids": ids,
-                "activations": activations,
             }
-            arrays = [pa.array(columns[field.name], field.type) for field in CONTEXTS]
+            arrays = [
+                pa.ListArray.from_arrays(
+                    pa.array(offsets, pa.int32()), pa.array(lists[field.name], field.type.value_type)
+                )
+                if field.name in lists
+                else pa.array(columns[field.name], field.type)
+                for field in CONTEXTS
+            ]
             writer.write_table(pa.table(arrays, CONTEXTS))
 
 

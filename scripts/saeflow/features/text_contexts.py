@@ -1,6 +1,5 @@
 """The text around the activations that a latent is known by: windows of tokens, each with its activation."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +29,10 @@ class Windows:
     tokens: Int[np.ndarray, "n room"]
     activations: Float[np.ndarray, "n room"]
 
-    def lists(self) -> Iterator[tuple[list[int], list[float]]]:
-        """Ids and activations of each window."""
-        for inside, tokens, activations in zip(self.inside, self.tokens, self.activations, strict=True):
-            yield tokens[inside].tolist(), activations[inside].tolist()
+    def flat(self) -> tuple[Int[np.ndarray, " offsets"], Int[np.ndarray, " total"], Float[np.ndarray, " total"]]:
+        """Where each window begins, and the end; then ids and activations of all windows, one after another."""
+        offsets = np.concatenate([[0], self.inside.sum(1).cumsum()])
+        return offsets, self.tokens[self.inside], self.activations[self.inside]
 
 
 def windows(
