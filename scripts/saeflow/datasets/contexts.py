@@ -93,8 +93,8 @@ def pack(
             return
     if n_tokens is None and not found:
         raise TextError(
-            f"language.text: the documents of this split do not fill a context of {context_size} tokens; give more text, "
-            "or hold out another share"
+            f"language.text: the documents of this split do not fill a context of {context_size} tokens; give more "
+            "text, or hold out another share"
         )
     if n_tokens is not None:
         raise TextError(
