@@ -38,7 +38,7 @@ def main(
     """
     spec = config_geometry.HierarchicalSAEs.model_validate(cfg["hierarchical"])
     kept, contexts = Concepts.load(words), LabelledContexts.load(labelled)
-    with np.load(teacher) as stored:
+    with np.load(teacher, allow_pickle=False) as stored:
         arrays = dict(stored)
     rows = arrays["rows"]
     place = np.full(max(int(rows.max()), int(contexts.next_token.max())) + 1, -1)

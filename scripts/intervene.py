@@ -43,7 +43,7 @@ def main(
     """
     spec = config_geometry.Interventions.model_validate(cfg["interventions"])
     kept, test = Concepts.load(words), LabelledContexts.load(labelled).part("test")
-    with np.load(teacher) as stored:
+    with np.load(teacher, allow_pickle=False) as stored:
         arrays = dict(stored)
     g, rows = arrays["g"].astype(float), arrays["rows"]
     place = {int(token): i for i, token in enumerate(rows)}

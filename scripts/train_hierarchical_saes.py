@@ -26,7 +26,7 @@ def main(*, labelled: Path, words: Path, teacher: Path, weights: Path, curves: P
     """
     spec = config_geometry.HierarchicalSAEs.model_validate(cfg["hierarchical"])
     train, parent_of = LabelledContexts.load(labelled).part("train"), Concepts.load(words).parent_of
-    with np.load(teacher) as stored:
+    with np.load(teacher, allow_pickle=False) as stored:
         arrays = dict(stored)
     tables = {}
     for name in sorted({arm.space for arm in spec.arms.values()}):

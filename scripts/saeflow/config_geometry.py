@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from saeflow.config_sections import HookPoint, Name, PathToRead, Section, Seeds, Share
+from saeflow.config_sections import HookPoint, Line, Name, PathToRead, Section, Seeds, Share
 
 Synset = Annotated[str, Field(pattern=r"^[a-z0-9_'./-]+\.n\.\d\d$", max_length=96)]
 TEMPLATES = (
@@ -40,7 +40,7 @@ class Concepts(Section):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="Share of each child's nouns that no concept vector is fitted on."
     )
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Line, ...] = Field(
         TEMPLATES, min_length=1, description="Prompts: {concept} is a parent, {word} to {word4} nouns of one child."
     )
     prompts: NonNegativeInt = Field(64, description="Prompts of each parent.")

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from saeflow.config_sections import Name, PathToRead, Section, each_once
+from saeflow.config_sections import Line, Name, PathToRead, Section, each_once
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
@@ -35,8 +35,8 @@ class Publish(Section):
     release: Slug | None = Field(
         None, description="Name of the release: lower-case letters, digits, dashes. The study's if not given."
     )
-    title: str = Field("Sparse autoencoders", min_length=1, max_length=200, description="Title of the release.")
-    creator: str = Field("unnamed", min_length=1, max_length=200, description="Who made it: a person, a group.")
+    title: Line = Field("Sparse autoencoders", description="Title of the release.")
+    creator: Line = Field("unnamed", description="Who made it: a person, a group.")
     url: Annotated[str, Field(pattern=r"^https?://\S+$", max_length=2000)] | None = Field(
         None, description="Page or paper of the release."
     )

@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
 # What is only read may lie anywhere; braces and angle brackets would be Snakemake's wildcards and variables.
 PathToRead = Annotated[str, Field(pattern=r"^[^\x00-\x1f{}<>]+$", max_length=4095)]
+# Words of a text or a title, on one line.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -59,7 +59,7 @@ class LabelledContexts:
     @classmethod
     def load(cls, path: Path) -> "LabelledContexts":
         """Read what `save` wrote."""
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
