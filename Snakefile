@@ -42,6 +42,11 @@ if STUDY.geometry:
     include: "workflow/rules/geometry.smk"
 
 
+if STUDY.inversion:
+
+    include: "workflow/rules/inversion.smk"
+
+
 include: "workflow/rules/catalog.smk"
 include: "workflow/rules/publish.smk"
 

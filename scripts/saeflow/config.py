@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from saeflow.config_geometry import Geometry
+from saeflow.config_inversion import Inversion
 from saeflow.config_language import Language
 from saeflow.config_saes import (
     VARIANTS,
@@ -48,6 +49,7 @@ __all__ = [
     "ConfigError",
     "Gated",
     "HookPoint",
+    "Inversion",
     "JumpReLU",
     "Language",
     "MatryoshkaBatchTopK",
@@ -383,6 +385,7 @@ class Study(Section):
     injection: Injection | None = Field(None, description="Concept injection; none if not given.")
     language: Language | None = Field(None, description="Language models; none if not given.")
     geometry: Geometry | None = Field(None, description="Geometry of concepts in language models; none if not given.")
+    inversion: Inversion | None = Field(None, description="Inverse embeddings of their features; none if not given.")
 
     @property
     def captured_roles(self) -> tuple[str, ...]:
@@ -422,6 +425,8 @@ class Study(Section):
             _check_injection(self.injection, self)
         if self.geometry:
             _check_geometry(self.geometry, self)
+        if self.inversion and not (self.language and self.language.saes.variants):
+            raise ValueError("inversion: is of SAEs of language models; give language.saes.variants, or drop it")
         for name in self.features.cards.variants:
             if name not in self.saes.variants:
                 raise ValueError(

@@ -17,7 +17,7 @@ class Rule:
     Arguments:
         current: chance by token of the current place.
         previous: chance by token of the place before.
-        threshold: of a window's highest chance, at which it counts as one in which the latent fires.
+        threshold: of a window's chance, above which it counts as one in which the latent fires.
     """
 
     current: dict[int, float]

@@ -79,11 +79,11 @@ def trial(
 
 
 def windows_scored(rule: Rule, readings: Readings, rows: Int[np.ndarray, "n length"]) -> Float[np.ndarray, " n"]:
-    """The highest chance in each window; the token before a window is not seen."""
+    """The chance that a latent fires on any token of each window; the token before a window is not seen."""
     previous = readings.previous[rows].copy()
     if len(rows):
         previous[:, 0] = -1
-    return rule.chances(readings.tokens[rows], previous).max(1, initial=0)
+    return 1 - (1 - rule.chances(readings.tokens[rows], previous)).prod(1)
 
 
 def with_threshold(rule: Rule, readings: Readings, trial: Trial) -> Rule:

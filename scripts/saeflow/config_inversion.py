@@ -1,0 +1,129 @@
+"""The section of inverse embeddings: which features are asked about, how inputs are searched for and explained."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from saeflow.config_sections import Section, Share
+
+
+class Hardware(Section):
+    """How much goes through the model at once; device and threads are those of `compute`."""
+
+    batch_size: PositiveInt = Field(256, description="Prompts per forward pass; a quarter of it per backward pass.")
+
+
+class Collection(Section):
+    """Which features are worth asking about."""
+
+    prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt: a piece of a document inside a context.")
+    most_prompts: PositiveInt = Field(2048, description="Prompts by which features are clustered, about.")
+    entropy: tuple[Share, Share] = Field(
+        (0.2, 0.9), description="Least and greatest entropy of a feature over prompts, by the log of their number."
+    )
+    density: tuple[Share, Share] = Field((5e-4, 0.1), description="Least and greatest share of tokens it fires on.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for name in ("entropy", "density"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name}: {low:g} must be below {high:g}")
+        return self
+
+
+class Clustering(Section):
+    """How features are grouped."""
+
+    method: Literal["hdbscan", "umap_dbscan"] = Field(
+        "hdbscan", description="On principal components; or UMAP and DBSCAN, which needs the extra `umap`."
+    )
+    by: Literal["activity", "decoder"] = Field(
+        "activity", description="What chosen features stand for: clusters of prompts they share, or of decoder rows."
+    )
+    components: PositiveInt = Field(32, description="Principal components, at most.")
+    min_size: Annotated[int, Field(ge=2)] = Field(5, description="Fewest features of a cluster.")
+    neighbours: PositiveInt = Field(5, description="Of UMAP, and of the curve that DBSCAN's eps is read from.")
+    seeds: NonNegativeInt = Field(5, description="Draws of half of the data, over which stability is measured.")
+    features: PositiveInt = Field(20, description="Features that are chosen.")
+
+
+class Optimization(Section):
+    """How inputs are searched for."""
+
+    length: PositiveInt = Field(16, description="Tokens of a found text.")
+    position: Literal["last", "any"] | NonNegativeInt = Field(
+        "last", description="Where the feature is to fire: last token, any, or a place counted from 0."
+    )
+    restarts: PositiveInt = Field(8, description="Starts per feature, half from the best windows of the text.")
+    evaluations: PositiveInt = Field(
+        10_000, description="Forward passes per feature and method, at most; a backward pass counts as two."
+    )
+    width: PositiveInt = Field(256, description="Candidates per feature and iteration.")
+    top_k: PositiveInt = Field(128, description="Tokens per place that a gradient proposes.")
+    population: PositiveInt = Field(8, description="Members of EPO's population, each with its weight of fluency.")
+    epo_start: Literal["dataset", "gcg"] = Field(
+        "dataset", description="What EPO starts from; from GCG's texts it cannot end below them."
+    )
+    soft_steps: PositiveInt = Field(50, description="Steps of soft prompts, at most.")
+    soft_rate: PositiveFloat = Field(0.1, description="Length of such a step, in mean norms of an embedding.")
+    soft_constraint: Literal["norm", "distribution", "simplex"] = Field(
+        "norm", description="What soft prompts stay inside of: the longest embedding, the spread of all, their hull."
+    )
+
+    @model_validator(mode="after")
+    def _position_fits(self) -> Self:
+        if isinstance(self.position, int) and self.position >= self.length:
+            raise ValueError(f"position: {self.position} is outside a text of {self.length} tokens")
+        if self.population > self.width:
+            raise ValueError(f"population: {self.population} exceeds width {self.width}")
+        return self
+
+
+class Explainer(Section):
+    """A language model that explains, behind an OpenAI-compatible endpoint. It makes results depend on a service."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s{}<>]+$", max_length=1024)] = Field(
+        description="Up to and without `/chat/completions`; https, or http on the same machine."
+    )
+    model: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="Name of the model there.")
+    key_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(
+        None, description="Environment variable that holds the key; none is sent without it."
+    )
+
+
+class Explanation(Section):
+    """How features are explained, and explanations tested."""
+
+    most_tokens: PositiveInt = Field(40, description="Tokens of a rule, at most.")
+    most_text: PositiveInt = Field(200_000, description="Tokens of training text that rules are made from, at most.")
+    window: Annotated[int, Field(ge=2)] = Field(32, description="Tokens of a window of a test.")
+    examples: Annotated[int, Field(ge=2)] = Field(50, description="Windows that fire, and as many that do not.")
+    quantiles: PositiveInt = Field(10, description="Quantiles of activation that windows come from evenly.")
+    endpoint: Explainer | None = Field(None, description="A language model beside the rule; none if not given.")
+
+
+class Output(Section):
+    """What is drawn."""
+
+    interactive_map: bool = Field(True, description="A page with the map of features, which shows each on hover.")
+
+
+class Pipeline(Section):
+    """Which stages run; clusters always do, since they choose the features."""
+
+    optimize: bool = Field(True, description="Search for inputs.")
+    explain: bool = Field(True, description="Explain and test.")
+    visualize: bool = Field(True, description="Draw.")
+
+
+class Inversion(Section):
+    """Inverse embeddings: what drives a feature of a language model most, and what it means."""
+
+    hardware: Hardware = Field(Hardware(), description="Batches.")
+    data: Collection = Field(Collection(), description="Collection and filters.")
+    clustering: Clustering = Field(Clustering(), description="Clusters and choice.")
+    optimization: Optimization = Field(Optimization(), description="Search for inputs.")
+    explanation: Explanation = Field(Explanation(), description="Explanations and their scores.")
+    output: Output = Field(Output(), description="Figures.")
+    pipeline: Pipeline = Field(Pipeline(), description="Stages.")

@@ -1,0 +1,154 @@
+"""Figures of inverse embeddings, each drawn from tables alone."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from saeflow.publish.style import PAGE, colour, marker
+
+METHODS = {
+    "random": "random text",
+    "dataset": "data set",
+    "soft_projected": "soft, projected",
+    "gcg": "GCG",
+    "epo": "EPO",
+    "soft": "soft",
+}
+
+
+def selection(table: pd.DataFrame) -> plt.Figure:
+    """Entropy and density of all latents, those that pass, and the map of clusters."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 2.4))
+    alive = table[table["passes_fires"]]
+    passing = alive["passes_entropy"] & alive["passes_density"]
+    for axes, name in ((left, "entropy"), (middle, "density")):
+        values = alive[name] if name == "entropy" else np.log10(alive[name])
+        edges = np.histogram_bin_edges(values, 30)
+        axes.stairs(np.histogram(values, edges)[0], edges, color="0.6", label="all that fire", fill=True)
+        axes.stairs(np.histogram(values[passing], edges)[0], edges, color=colour(0), label="pass", linewidth=1.2)
+        axes.set_xlabel("entropy / log N" if name == "entropy" else "log10 share of tokens")
+    left.set_ylabel("latents")
+    left.legend()
+    shown = table.dropna(subset=["activity_x"])
+    noise = shown["cluster_activity"] < 0
+    right.scatter(shown.loc[noise, "activity_x"], shown.loc[noise, "activity_y"], s=5, color="0.75", linewidths=0)
+    labels = shown.loc[~noise, "cluster_activity"].astype(int)
+    right.scatter(
+        shown.loc[~noise, "activity_x"],
+        shown.loc[~noise, "activity_y"],
+        s=7,
+        color=[colour(label) for label in labels],
+        linewidths=0,
+    )
+    chosen = shown[shown["role"].notna()]
+    right.scatter(
+        chosen["activity_x"], chosen["activity_y"], s=26, facecolors="none", edgecolors="black", linewidths=0.7
+    )
+    right.set(xlabel="component 1", ylabel="component 2", title="clusters; circles were chosen")
+    return figure
+
+
+def ratios(table: pd.DataFrame) -> plt.Figure:
+    """Ratio to the highest activation on the data set: a point per feature and method, a bar at the median."""
+    figure, axes = plt.subplots(figsize=(PAGE, 2.4))
+    names = [name for name in METHODS if name in set(table["method"])]
+    for index, name in enumerate(names):
+        values = table.loc[table["method"] == name, "ratio"].dropna().to_numpy(float)
+        spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
+        axes.scatter(index + spread, np.sort(values), s=10, color=colour(index), marker=marker(index), linewidths=0)
+        if len(values):
+            axes.hlines(np.median(values), index - 0.3, index + 0.3, color=colour(index), linewidth=1.5)
+    axes.axhline(1, color="black", linewidth=0.6)
+    axes.set_xticks(range(len(names)), [METHODS[name] for name in names])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("activation / highest on text")
+    return figure
+
+
+def curves(table: pd.DataFrame) -> plt.Figure:
+    """Best ratio so far against evaluations, by method: median over features, band between quartiles."""
+    figure, axes = plt.subplots(figsize=(PAGE / 2, 2.4))
+    for index, (method, own) in enumerate(table.groupby("method", sort=True)):
+        grid = np.unique(np.linspace(0, own["evaluations"].max(), 80).astype(int))
+        rows = []
+        for _, curve in own.groupby("feature"):
+            at = np.searchsorted(curve["evaluations"].to_numpy(), grid, side="right") - 1
+            rows.append(np.where(at >= 0, curve["ratio"].to_numpy()[np.maximum(at, 0)], np.nan))
+        rows = np.array(rows)
+        there = ~np.isnan(rows).all(0)
+        low, middle, high = np.nanquantile(rows[:, there], [0.25, 0.5, 0.75], axis=0)
+        axes.plot(grid[there], middle, color=colour(index), linewidth=1.2, label=METHODS.get(method, method))
+        axes.fill_between(grid[there], low, high, color=colour(index), alpha=0.2, linewidth=0)
+    axes.axhline(1, color="black", linewidth=0.6)
+    axes.set(xlabel="evaluations per feature", ylabel="activation / highest on text")
+    axes.legend()
+    return figure
+
+
+def fronts(table: pd.DataFrame, texts: pd.DataFrame) -> plt.Figure:
+    """Activation against cross-entropy: EPO's front of each feature, and GCG's text."""
+    features = list(dict.fromkeys(table["feature"]))[:12]
+    columns = min(4, len(features))
+    rows = -(-len(features) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(PAGE, 1.5 * rows + 0.3), squeeze=False, sharex=True)
+    for axes, feature in zip(grid.flat, features, strict=False):
+        own = table[table["feature"] == feature]
+        axes.plot(
+            own["cross_entropy"], own["ratio"], color=colour(0), marker=".", markersize=3, linewidth=0.9, label="EPO"
+        )
+        for index, method in enumerate(("gcg", "dataset"), 1):
+            one = texts[(texts["feature"] == feature) & (texts["method"] == method)]
+            axes.scatter(
+                one["cross_entropy"],
+                one["ratio"],
+                s=16,
+                color=colour(index),
+                marker=marker(index),
+                label=METHODS[method],
+                zorder=3,
+            )
+        axes.set_title(f"feature {feature}")
+    for axes in list(grid.flat)[len(features) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("cross-entropy (nats)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("ratio")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+def explanations(table: pd.DataFrame) -> plt.Figure:
+    """Scores of explanations on held-out text beside those to beat: a point per feature, a bar at the mean."""
+    figure, panels = plt.subplots(1, 3, figsize=(PAGE, 2.2), sharey=True)
+    kinds = {"": "rule", "top_token_": "top token", "random_": "random"}
+    said = {"detection": "detection AUROC", "balanced_accuracy": "balanced accuracy", "fuzzing": "fuzzing AUROC"}
+    for axes, (name, title) in zip(panels, said.items(), strict=True):
+        for index, prefix in enumerate(kinds):
+            values = table[f"{prefix}{name}"].dropna().to_numpy(float)
+            spread = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
+            axes.scatter(index + spread, np.sort(values), s=9, color=colour(index), marker=marker(index), linewidths=0)
+            if len(values):
+                axes.hlines(values.mean(), index - 0.3, index + 0.3, color=colour(index), linewidth=1.5)
+        axes.axhline(0.5, color="black", linewidth=0.6)
+        axes.set_xticks(range(len(kinds)), kinds.values())
+        axes.set_title(title)
+        axes.grid(axis="x", visible=False)
+    return figure
+
+
+def draw(name: str, tables: dict[str, pd.DataFrame]) -> plt.Figure:
+    """The figure of a name, from the tables that it needs."""
+    match name:
+        case "selection":
+            return selection(tables["selection"])
+        case "ratios":
+            return ratios(tables["texts"])
+        case "curves":
+            return curves(tables["curves"])
+        case "fronts":
+            return fronts(tables["fronts"], tables["texts"])
+        case "explanations":
+            return explanations(tables["explanations"])
+    raise ValueError(f"no figure of inverse embeddings is called '{name}'")

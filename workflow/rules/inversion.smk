@@ -1,0 +1,159 @@
+# Inverse embeddings: features of language models worth asking about, what text drives them most, what they mean.
+INVERSION = STUDY.inversion
+INVERTED = f"{LANGUAGE}/inversion/{{language_model}}/{{hook}}/{{variant}}"
+INVERTED_SAE = f"{TEXT_SAES}/{{variant}}-s{SPEC.saes.seeds[0]}"
+STAGES = INVERSION.pipeline
+INVERSION_TABLES = ["selection"]
+INVERSION_FIGURES = ["selection"]
+if STAGES.optimize:
+    INVERSION_TABLES += ["texts", "fronts", "curves"]
+    INVERSION_FIGURES += ["ratios", "curves", "fronts"]
+if STAGES.explain:
+    INVERSION_TABLES += ["explanations"]
+    INVERSION_FIGURES += ["explanations"]
+
+
+def of_inversion(*parts):
+    """The `cfg` of a stage: the parts of the section that it reads, and the hook point."""
+    section = INVERSION.model_dump(mode="json", include=set(parts))
+    shared = of_model(inversion=section)
+
+    def cfg(wildcards):
+        hook = LANGUAGE_MODELS[wildcards.language_model].hooks[wildcards.hook]
+        return shared(wildcards) | {"hook_point": hook.model_dump(mode="json")}
+
+    return cfg
+
+
+rule select_inversion_features:
+    input:
+        model=lambda wildcards: model_files(wildcards.language_model),
+        sae=f"{INVERTED_SAE}/cfg.json",
+        weights=f"{INVERTED_SAE}/sae_weights.safetensors",
+        store=text_store("train")[0],
+        chunks=text_store("train")[1],
+        features=f"{TEXT_FEATURES}/features.parquet",
+        lib=library("select_inversion_features"),
+    output:
+        activity=f"{INVERTED}/activity.npz",
+        selection=f"{INVERTED}/selection.parquet",
+        distances=f"{INVERTED}/distances.parquet",
+        summary=f"{INVERTED}/selection.json",
+    log:
+        "<results>/logs/select_inversion_features/{language_model}/{hook}/{variant}.log",
+    benchmark:
+        "<results>/benchmarks/select_inversion_features/{language_model}/{hook}/{variant}.jsonl"
+    conda:
+        "../../envs/language.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        mem_mb=memory(2000),
+        runtime=120,
+        gpu=GPU,
+    params:
+        cfg=of_inversion("data", "clustering"),
+    script:
+        "../../scripts/select_inversion_features.py"
+
+
+rule invert_features:
+    input:
+        model=lambda wildcards: model_files(wildcards.language_model),
+        sae=f"{INVERTED_SAE}/cfg.json",
+        weights=f"{INVERTED_SAE}/sae_weights.safetensors",
+        store=text_store("train")[0],
+        chunks=text_store("train")[1],
+        activity=rules.select_inversion_features.output.activity,
+        summary=rules.select_inversion_features.output.summary,
+        lib=library("invert_features"),
+    output:
+        texts=f"{INVERTED}/texts.parquet",
+        fronts=f"{INVERTED}/fronts.parquet",
+        curves=f"{INVERTED}/curves.parquet",
+    log:
+        "<results>/logs/invert_features/{language_model}/{hook}/{variant}.log",
+    benchmark:
+        "<results>/benchmarks/invert_features/{language_model}/{hook}/{variant}.jsonl"
+    conda:
+        "../../envs/language.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        mem_mb=memory(3000),
+        runtime=720,
+        gpu=GPU,
+    params:
+        cfg=of_inversion("hardware", "optimization"),
+    script:
+        "../../scripts/invert_features.py"
+
+
+rule explain_inversion_features:
+    input:
+        model=lambda wildcards: model_files(wildcards.language_model),
+        sae=f"{INVERTED_SAE}/cfg.json",
+        weights=f"{INVERTED_SAE}/sae_weights.safetensors",
+        stores=[text_store(split)[0] for split in SPLITS_OF_TEXT],
+        chunks=[text_store(split)[1] for split in SPLITS_OF_TEXT],
+        features=f"{TEXT_FEATURES}/features.parquet",
+        activity=rules.select_inversion_features.output.activity,
+        selection=rules.select_inversion_features.output.summary,
+        found=rules.invert_features.output.texts if STAGES.optimize else [],
+        lib=library("explain_inversion_features"),
+    output:
+        explanations=f"{INVERTED}/explanations.parquet",
+        scores=f"{INVERTED}/explanations.json",
+    log:
+        "<results>/logs/explain_inversion_features/{language_model}/{hook}/{variant}.log",
+    benchmark:
+        "<results>/benchmarks/explain_inversion_features/{language_model}/{hook}/{variant}.jsonl"
+    conda:
+        "../../envs/language.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        mem_mb=memory(3000),
+        runtime=120,
+        gpu=GPU,
+    params:
+        cfg=of_inversion("explanation"),
+    script:
+        "../../scripts/explain_inversion_features.py"
+
+
+rule draw_inversion_figures:
+    input:
+        tables=each(f"{INVERTED}/{{table}}.parquet", table=INVERSION_TABLES),
+        lib=library("draw_inversion_figures"),
+    output:
+        png=report(
+            each(f"{INVERTED}/figures/{{figure}}.png", figure=INVERSION_FIGURES),
+            caption="../report/figure.rst",
+            category="Inversion",
+        ),
+        svg=each(f"{INVERTED}/figures/{{figure}}.svg", figure=INVERSION_FIGURES),
+        page=[f"{INVERTED}/figures/map.html"] if INVERSION.output.interactive_map else [],
+    log:
+        "<results>/logs/draw_inversion_figures/{language_model}/{hook}/{variant}.log",
+    benchmark:
+        "<results>/benchmarks/draw_inversion_figures/{language_model}/{hook}/{variant}.jsonl"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        cfg=settings(by=INVERSION.clustering.by),
+    script:
+        "../../scripts/draw_inversion_figures.py"
+
+
+DONE = [rules.select_inversion_features]
+DONE += [rules.invert_features] if STAGES.optimize else []
+DONE += [rules.explain_inversion_features] if STAGES.explain else []
+DONE += [rules.draw_inversion_figures] if STAGES.visualize else []
+INVERSION_OF_TEXT = [each_hook(str(path), variant=TEXT_VARIANTS) for rule in DONE for path in rule.output]
+LANGUAGE_RESULTS += INVERSION_OF_TEXT
+
+
+rule inversion:
+    input:
+        INVERSION_OF_TEXT,
