@@ -1,8 +1,8 @@
 """Test which features of an SAE tell the sentences of each concept from all others, beside what chance and the dense
 activations do.
 
-A concept that no feature tells apart better than under shuffled labels, or than the best of as many features with
-random weights, has failed, and the table says so.
+A concept that no feature tells apart better than under shuffled labels has failed, and the table says so; it also says
+whether the best of as many features with random weights does as well.
 """
 
 import logging

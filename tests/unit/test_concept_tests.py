@@ -67,16 +67,18 @@ def test_a_planted_feature_is_found_and_is_selective():
     assert [row["rank"] for row in rows] == [1, 2, 3, 4] * 3
 
 
-def test_what_an_sae_with_random_weights_does_as_well_has_failed():
+def test_what_an_sae_with_random_weights_does_as_well_is_not_learnt():
     features, control = sparse_noise(), sparse_noise(seed=3)
     for scores, weight in ((features, 0.5), (control, 5)):
         scores[:, 7] = np.random.default_rng(4).random(len(LABELS)) + weight * (LABELS == 1)
     alone, beside = (evaluate(features, **more)[0][1] for more in ({}, {"control": csr_array(control)}))
     assert alone.passed
-    assert not beside.passed
-    assert beside.auroc > beside.null_p95
+    assert alone.learnt is None
+    assert beside.passed
+    assert beside.learnt is False
+    assert "passed, as random weights do" in beside.sentence()
     assert "random weights 1.00" in beside.sentence()
-    assert evaluate(features, control=csr_array(sparse_noise(seed=3)))[0][1].passed
+    assert evaluate(features, control=csr_array(sparse_noise(seed=3)))[0][1].learnt
     with pytest.raises(ValueError, match="60 rows of the control"):
         evaluate(features, control=csr_array(control[:60]))
 

@@ -42,14 +42,17 @@ class Verdict(NamedTuple):
     """Of a logistic regression on the standardised dense activations."""
     probe_auroc_std: float
     passed: bool
-    """`auroc` exceeds `null_p95`, and `control_auroc` where there is a control."""
+    """`auroc` exceeds `null_p95`."""
+    learnt: bool | None
+    """`auroc` exceeds `control_auroc`: training adds to what random directions say."""
 
     def sentence(self) -> str:
         """The verdict in words."""
         said = f"its best feature has AUROC {self.auroc:.2f} on held-out sentences, shuffled labels reach "
         said += f"{self.null_p95:.2f}, the best coordinate {self.dense_auroc:.2f}, a probe {self.probe_auroc:.2f}"
         said += "" if self.control_auroc is None else f", an SAE with random weights {self.control_auroc:.2f}"
-        return f"{self.concept}: {'passed' if self.passed else 'FAILED'}: {said}"
+        outcome = "FAILED" if not self.passed else "passed, as random weights do" if self.learnt is False else "passed"
+        return f"{self.concept}: {outcome}: {said}"
 
 
 def splits(labels: Int[np.ndarray, " n"], n_splits: int, seed: int) -> Bool[np.ndarray, "splits n"]:
@@ -150,7 +153,8 @@ def evaluate(
             float(np.mean(coordinate, 0)[i]),
             float(np.mean(probe, 0)[i]),
             _deviation([values[i] for values in probe]),
-            bool(means[i] > limits[i] and (controls[i] is None or means[i] > controls[i])),
+            bool(means[i] > limits[i]),
+            None if controls[i] is None else bool(means[i] > controls[i]),
         )
         for i, name in enumerate(names)
     ]
