@@ -12,7 +12,10 @@ _PARTS = (
     *("config", "containers", "envs", "scripts", "workflow"),
 )
 # Images, caches and an editor's leavings lie between the sources.
-_SOURCES = {".Dockerfile", ".def", ".in", ".j2", ".json", ".lock", ".md", ".py", ".rst", ".sh", ".smk", ".yaml"}
+_SOURCES = {
+    *(".Dockerfile", ".def", ".in", ".lock", ".sh", ".yaml", ".json", ".py", ".smk"),
+    *(".css", ".j2", ".js", ".mako", ".md", ".rst", ".txt"),
+}
 
 
 def project_files(root: Path) -> list[str]:
