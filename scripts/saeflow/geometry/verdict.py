@@ -25,7 +25,7 @@ def verdict(measured: Measured) -> pd.DataFrame:
     conditions = [
         ("crossfit angle", "80 to 100", ANGLE_RANGE[0] <= v("crossfit angle") <= ANGLE_RANGE[1]),
         *(
-            (name, f"|value - 90| >= {margin:.1f}", abs(v(name) - 90) >= margin)
+            (name, f"{margin:.1f} or more from 90", abs(v(name) - 90) >= margin)
             for name in ("crossfit angle, random parent", "crossfit angle, shuffled rows")
         ),
         *(

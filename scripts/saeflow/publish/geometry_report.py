@@ -77,7 +77,7 @@ def verdict_of(table: pd.DataFrame) -> str:
     if failed.empty:
         return "pass"
     column = "quantity" if "quantity" in failed else "statistic"
-    return f"fail ({', '.join(failed[column])})"
+    return f"fail ({'; '.join(failed[column])})"
 
 
 def render(
