@@ -30,7 +30,7 @@ def main(*, labelled: Path, words: Path, teacher: Path, weights: Path, curves: P
         arrays = dict(stored)
     tables = {}
     for name in sorted({arm.space for arm in spec.arms.values()}):
-        tables[name] = torch.from_numpy(spaces.Space.of(arrays, name, train.h).coordinates(train.h))
+        tables[name] = torch.tensor(spaces.Space.of(arrays, name, train.h).coordinates(train.h))
     stacks: dict[Shape, list[Member]] = {}
     for name, arm in spec.arms.items():
         x = tables[arm.space].numpy()

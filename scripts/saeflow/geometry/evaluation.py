@@ -85,8 +85,9 @@ class Bench:
 
 def codes_of(sae: HierarchicalSAEs, x: Float[np.ndarray, "n d"]) -> tuple[Active, np.ndarray]:
     """Codes and reconstructions of a stack of one."""
+    # A copy in memory that torch aligns: on which side of a boundary an array starts may change last bits of a product.
     with torch.no_grad():
-        codes, x_hat = sae.forward(torch.from_numpy(x)[None])
+        codes, x_hat = sae.forward(torch.tensor(x)[None])
     children = None if codes.children is None else codes.children[0].numpy()
     return Active(codes.parents[0].numpy(), codes.values[0].numpy(), children), x_hat.full[0].numpy()
 
