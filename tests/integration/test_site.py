@@ -44,13 +44,12 @@ def site(tmp_path_factory) -> Path:
         "saes": {"variants": {"topk": {}, "relu": {}}, "seeds": [0]},
         "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"]},
     }
-    summary = pd.DataFrame({"n": [2]})
-    tables = {"classifiers": classifiers(), "saes": saes(), "saes_summary": summary}
+    tables = {"classifiers": classifiers(), "saes": saes()}
     tables["features_summary"] = pd.DataFrame({"latents": [2 * N]})
     import plotly
 
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    pages.write(pages.Study(config, tables, injection_tables()), folder, plotly_js)
+    pages.write(pages.Study(config, tables, injection=injection_tables()), folder, plotly_js)
     images = ImageSplit(np.random.default_rng(0).random((50, 1, 8, 8), np.float32), np.arange(50) % 10)
     features.write([image_features(v, N) for v in ("topk", "relu")], images, folder / "features")
     data.write(folder / "run_data.js", "run", run_data())

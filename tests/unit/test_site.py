@@ -82,13 +82,12 @@ CONFIG = {
 TABLES = {
     "classifiers": classifiers(),
     "saes": saes(),
-    "saes_summary": pd.DataFrame({"n": [3]}),
     "features_summary": pd.DataFrame({"latents": [220]}),
 }
 
 
 def test_the_overview_has_the_numbers_of_the_tables():
-    seen = pages.overview(pages.Study(CONFIG, TABLES, injection_tables()))
+    seen = pages.overview(pages.Study(CONFIG, TABLES, injection=injection_tables()))
     assert seen["facts"] == {
         "networks": 2,
         "mean test accuracy": "95.0 %",
@@ -110,6 +109,23 @@ def test_the_overview_has_the_numbers_of_the_tables():
     assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0"]
 
 
+def test_the_overview_of_a_study_of_language_models_alone_has_theirs():
+    rows = {"model": ["words"] * 2, "hook_point": ["model.layers.0"] * 2, "variant": ["topk"] * 2}
+    rows |= {
+        "l0": [8.0, 10.0],
+        "explained_variance": [0.9, 0.8],
+        "ce_recovered_zero": [0.9, 0.98],
+        "dead_share": [0, 0],
+    }
+    tables = {"saes": pd.DataFrame(rows), "features_summary": pd.DataFrame({"features": [512]})}
+    seen = pages.overview(pages.Study(CONFIG | {"language": {"models": {"words": {}}}}, {}, language=tables))
+    assert seen["lead"] == "Sparse autoencoders of the language models words."
+    assert seen["facts"] == {"of language models": 2, "their features": "512"}
+    (row,) = seen["headlines"][0].rows
+    assert row[:5] == ["words", "model.layers.0", "topk", "2", "9.00 (8.00 to 10.00)"]
+    assert row[6] == "94.0 (90.0 to 98.0)"
+
+
 def test_a_study_has_the_pages_of_what_it_did(tmp_path):
     (tmp_path / "plotly.min.js").write_text("")
     pages.write(pages.Study(CONFIG, {"classifiers": classifiers()}), tmp_path / "site", tmp_path / "plotly.min.js")
@@ -121,7 +137,7 @@ def test_a_study_has_the_pages_of_what_it_did(tmp_path):
 def test_pages_are_the_same_bytes_each_time(tmp_path):
     (tmp_path / "plotly.min.js").write_text("")
     for name in ("a", "b"):
-        study = pages.Study(CONFIG, TABLES, injection_tables())
+        study = pages.Study(CONFIG, TABLES, injection=injection_tables())
         pages.write(study, tmp_path / name, tmp_path / "plotly.min.js")
     first, second = (
         {

@@ -58,7 +58,7 @@ def test_a_study_of_networks_alone_can_be_planned(project, tmp_path):
     jobs = project.planned(study=tmp_path / "networks")
     assert set(jobs) == {
         *("build_dataset", "train_classifiers", "gather_tables", "draw_figures", "write_report"),
-        *("write_manifest", "verify"),
+        *("write_manifest", "verify", "write_site", "write_site_run"),
     }
 
 

@@ -19,16 +19,6 @@ if STUDY.language and STUDY.language.saes.variants:
     PACKAGE = "<results>/packages/{language_model}/{hook}/{variant}"
     PACKAGED = SPEC.publish.variants or TEXT_VARIANTS
 
-    def of_hook(**more):
-        """The `cfg` of a job of one hook point."""
-        shared = of_model(keys=["dtype", "attention", "device_map", "trust_remote_code"], **more)
-
-        def cfg(wildcards):
-            point = LANGUAGE_MODELS[wildcards.language_model].hooks[wildcards.hook]
-            return shared(wildcards) | {"hook_point": point.model_dump(mode="json")}
-
-        return cfg
-
     rule test_concepts:
         input:
             model=lambda wildcards: model_files(wildcards.language_model),
@@ -68,10 +58,9 @@ if STUDY.language and STUDY.language.saes.variants:
         each_hook(rules.test_concepts.output.scores),
         each_hook(f"{TEXT_FEATURES}/contexts.parquet", variant=TEXT_VARIANTS),
         each_hook(f"{TEXT_FEATURES}/summary.json", variant=TEXT_VARIANTS),
-        *(
-            each_hook(f"{TEXT_SAE}{file}", variant=TEXT_VARIANTS, **OF_FEATURES)
-            for file in ("/cfg.json", "/sae_weights.safetensors", ".curves.parquet")
-        ),
+        each_hook(f"{TEXT_SAE}/cfg.json", variant=TEXT_VARIANTS, **OF_FEATURES),
+        each_hook(f"{TEXT_SAE}/sae_weights.safetensors", variant=TEXT_VARIANTS, **OF_FEATURES),
+        each_hook(f"{TEXT_SAE}.curves.parquet", variant=TEXT_VARIANTS, **OF_FEATURES),
     ]
 
     rule write_package:

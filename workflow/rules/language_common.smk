@@ -67,6 +67,17 @@ def of_model(*sections, keys=None, **more):
     return cfg
 
 
+def of_hook(**more):
+    """The `cfg` of a job of one hook point of a model."""
+    shared = of_model(keys=["dtype", "attention", "device_map", "trust_remote_code"], **more)
+
+    def cfg(wildcards):
+        point = LANGUAGE_MODELS[wildcards.language_model].hooks[wildcards.hook]
+        return shared(wildcards) | {"hook_point": point.model_dump(mode="json")}
+
+    return cfg
+
+
 def each_hook(pattern, models=LANGUAGE_MODELS, **values):
     """Paths of a pattern over models and the hook points of each."""
     return [

@@ -148,8 +148,9 @@ rule write_site:
     input:
         tables=each(
             "<results>/tables/{table}.parquet",
-            table=["classifiers", *(["saes", "saes_summary", "features_summary"] if CAPTURED else [])],
+            table=[name for name in ("classifiers", "saes", "features_summary") if name in TABLES and ARCHITECTURES],
         ),
+        language=LANGUAGE_REPORTED,
         injection=each(
             f"{INJECTION}/tables/{{table}}.parquet",
             table=("summary", "pairs", "curve") if STUDY.injection else (),

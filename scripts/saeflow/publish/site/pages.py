@@ -50,19 +50,21 @@ class Study:
 
     Arguments:
         config: the whole study, as builtins.
-        tables: `classifiers`, and of studies with SAEs `saes_summary`, `features_summary`, `saes`.
+        tables: `classifiers` of studies with networks, and with their SAEs `saes` and `features_summary`.
+        language: `saes` and `features_summary` of language models; empty without one.
         injection: `summary`, `pairs` and `curve` of the injection study; empty without one.
     """
 
     config: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
+    language: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     injection: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def pages(self) -> dict[str, str]:
         """Files and names of the pages, in the order of the menu."""
         found = {"index.html": "Overview"}
-        if "saes_summary" in self.tables:
+        if "saes" in self.tables:
             found["features.html"] = "Features"
         if self.injection:
             found["injection.html"] = "Injection"
@@ -102,20 +104,46 @@ def write(study: Study, folder: Path, plotly: Path) -> None:
 def overview(study: Study) -> dict[str, Any]:
     """Lead, facts and headline tables of the first page."""
     config, tables = study.config, study.tables
-    networks = tables["classifiers"]
-    lead = f"{', '.join(config['classifiers']['architectures'])} trained on {config['dataset']['name']}"
-    facts = {"networks": len(networks), "mean test accuracy": f"{100 * networks.test_accuracy.mean():.1f} %"}
+    leads: list[str] = []
+    facts: dict[str, Any] = {}
     headlines = []
-    if "saes_summary" in tables:
-        lead += f"; sparse autoencoders at hook point {', '.join(config['activations']['hook_points'])}"
-        facts["sparse autoencoders"] = int(tables["saes_summary"].n.sum())
+    if "classifiers" in tables:
+        networks = tables["classifiers"]
+        leads.append(f"{', '.join(config['classifiers']['architectures'])} trained on {config['dataset']['name']}")
+        facts |= {"networks": len(networks), "mean test accuracy": f"{100 * networks.test_accuracy.mean():.1f} %"}
+    if "saes" in tables:
+        leads.append(f"sparse autoencoders at hook point {', '.join(config['activations']['hook_points'])}")
+        facts["sparse autoencoders"] = len(tables["saes"])
         facts["features analysed"] = f"{tables['features_summary'].latents.sum():,}"
         headlines.append(_saes(tables["saes"]))
+    if study.language:
+        leads.append(f"sparse autoencoders of the language models {', '.join(config['language']['models'])}")
+        facts["of language models"] = len(study.language["saes"])
+        facts["their features"] = f"{study.language['features_summary'].features.sum():,}"
+        headlines.append(_language(study.language["saes"]))
     if study.injection:
-        lead += f"; class {config['injection']['concept']} injected into networks that never saw it"
+        leads.append(f"class {config['injection']['concept']} injected into networks that never saw it")
         facts["injection methods"] = len(config["injection"]["methods"])
         headlines.append(_injection(study.injection["summary"]))
-    return {"lead": lead + ".", "facts": facts, "headlines": headlines}
+    lead = "; ".join(leads)
+    return {"lead": f"{lead[:1].upper()}{lead[1:]}.", "facts": facts, "headlines": headlines}
+
+
+def _spread(values: pd.Series, scale: float, digits: int) -> str:
+    """Mean of the values, and in brackets the lowest and the highest."""
+    low, mean, high = (f"{scale * value:.{digits}f}" for value in (values.min(), values.mean(), values.max()))
+    return f"{mean} ({low} to {high})"
+
+
+def _quality(saes: pd.DataFrame, by: list[str], metrics: Mapping[str, tuple[str, float, int]]) -> dict[str, Any]:
+    """Columns and rows of SAEs: names, how many, and each metric's spread."""
+    known = {name: how for name, how in metrics.items() if name in saes}
+    rows = [
+        [*map(str, names), str(len(group)), *(_spread(group[name], *how[1:]) for name, how in known.items())]
+        for names, group in saes.groupby(by, sort=False)
+    ]
+    columns = [*(name.replace("_", " ") for name in by), "trained", *(name for name, *_ in known.values())]
+    return {"names": columns, "rows": rows}
 
 
 def _saes(saes: pd.DataFrame) -> Headline:
@@ -126,23 +154,31 @@ def _saes(saes: pd.DataFrame) -> Headline:
         "accuracy_change_pp": ("accuracy change (pp)", 1, 2),
         "dead_share": ("dead (%)", 100, 1),
     }
-    known = {name: how for name, how in metrics.items() if name in saes}
-    rows = []
-    for variant, group in saes.groupby("variant", sort=False):
-        cells = [
-            f"{scale * group[name].mean():.{digits}f} ({scale * group[name].min():.{digits}f} to "
-            f"{scale * group[name].max():.{digits}f})"
-            for name, (_, scale, digits) in known.items()
-        ]
-        rows.append([variant, str(len(group)), *cells])
     return Headline(
-        "Sparse autoencoders",
-        "Held-out split: mean over all networks and seeds, in brackets the lowest and the highest. Accuracy change: of "
-        "the network with the reconstruction spliced in.",
-        ["SAE", "trained", *(name for name, _, _ in known.values())],
-        rows,
-        "../tables/saes.csv",
-        "gather_tables",
+        title="Sparse autoencoders",
+        note="Held-out split: mean over all networks and seeds, in brackets the lowest and the highest. Accuracy "
+        "change: of the network with the reconstruction spliced in.",
+        **_quality(saes, ["variant"], metrics),
+        file="../tables/saes.csv",
+        rule="gather_tables",
+    )
+
+
+def _language(saes: pd.DataFrame) -> Headline:
+    """Quality of the SAEs of language models by hook point and variant, over seeds."""
+    metrics = {
+        "l0": ("L0", 1, 2),
+        "explained_variance": ("explained variance", 1, 3),
+        "ce_recovered_zero": ("cross-entropy recovered (%)", 100, 1),
+        "dead_share": ("dead (%)", 100, 1),
+    }
+    return Headline(
+        title="Sparse autoencoders of language models",
+        note="Text held out: mean over seeds, in brackets the lowest and the highest. Cross-entropy recovered: with "
+        "the reconstruction in place of the activation, against zeros in its place.",
+        **_quality(saes, ["model", "hook_point", "variant"], metrics),
+        file="../language/tables/saes.csv",
+        rule="gather_language_tables",
     )
 
 
