@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from saeflow.config_sections import Section, Share
+from saeflow.config_sections import Line, Section, Share
 
 
 class Hardware(Section):
@@ -86,7 +86,7 @@ class Explainer(Section):
     url: Annotated[str, Field(pattern=r"^https?://[^\s{}<>]+$", max_length=1024)] = Field(
         description="Up to and without `/chat/completions`; https, or http on the same machine."
     )
-    model: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="Name of the model there.")
+    model: Line = Field(description="Name of the model there.")
     key_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(
         None, description="Environment variable that holds the key; none is sent without it."
     )

@@ -61,7 +61,7 @@ class Activity:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote."""
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
