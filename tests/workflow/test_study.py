@@ -15,8 +15,9 @@ import yaml
 from conftest import Project
 
 SAE_STAGE = {"train_saes", "evaluate_saes", "analyze_features"}
-PUBLISHED = {"write_report", "write_manifest", "verify"}
-DRAWN = {"draw_feature_cards", "gather_tables", "draw_figures", "load_catalog", *PUBLISHED}
+REPORTED = {"write_report", "write_manifest", "write_site_run", "verify"}
+PUBLISHED = {"write_site", *REPORTED}
+DRAWN = {"draw_feature_cards", "write_site_features", "gather_tables", "draw_figures", "load_catalog", *PUBLISHED}
 INJECTION_REPORTED = {"draw_injection_figures", "write_injection_report", "write_older_names"}
 INJECTION_DRAWN = {"gather_injection", "load_catalog", *INJECTION_REPORTED, *PUBLISHED}
 
@@ -80,7 +81,7 @@ def test_the_catalog_holds_every_sae_and_all_injection_results(built):
 def test_every_file_is_in_the_manifest_with_its_digest(built):
     subprocess.run(["sha256sum", "--check", "--quiet", "MANIFEST.sha256"], cwd=built.results, check=True)
     listed = {line.partition("  ")[2] for line in built.manifest().splitlines()}
-    beside = {"MANIFEST.sha256", "verification.txt", "catalog.sqlite"}
+    beside = {"MANIFEST.sha256", "verification.txt", "catalog.sqlite", "site/run_data.js"}
     files = {p.relative_to(built.results).as_posix() for p in built.results.rglob("*") if p.is_file()}
     unlisted = {f for f in files - listed - beside if not f.startswith(("logs/", "benchmarks/"))}
     assert {f for f in unlisted if not f.endswith(".snakemake_timestamp")} == set()
@@ -141,14 +142,15 @@ def test_a_changed_setting_reruns_exactly_what_depends_on_it(fresh, name, change
     ("module", "expected"),
     [
         ("features/bank.py", {"analyze_features"} | DRAWN),
-        ("publish/report.py", PUBLISHED),
+        ("publish/report.py", REPORTED),
+        ("publish/site/features.py", {"write_site_features", *REPORTED} - {"write_report"}),
         ("catalog/runs.py", {"load_catalog"}),
         ("catalog/migrations/versions/first_tables.py", {"load_catalog"}),
         ("sae/trainer.py", SAE_STAGE | DRAWN | {"train_concept_saes", "inject"} | INJECTION_DRAWN),
         ("injection/methods/weight_selection.py", {"inject"} | INJECTION_DRAWN),
         (
             "publish/injection_report.md.j2",
-            {"write_injection_report", "write_older_names", *PUBLISHED},
+            {"write_injection_report", "write_older_names", *REPORTED},
         ),
     ],
 )
