@@ -17,7 +17,7 @@ from saeflow.sae import formats
 STUDY = "language_smoke"
 HOOKS = ("model.layers.0", "model.layers.1.mlp.gate_proj")
 VARIANTS = ("batchtopk", "relu")
-ENDS = {"gather_language_tables", "write_report", "write_manifest", "verify"}
+ENDS = {"gather_language_tables", "write_report", "write_site", "write_manifest", "write_site_run", "verify"}
 FEATURES = {"analyze_language_features", "load_catalog"}
 SAES = {"train_language_saes", "evaluate_language_saes", "test_concepts", *FEATURES}
 
