@@ -13,8 +13,8 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -57,12 +57,10 @@ STUDY = {
 KILLS = 20
 # Far beyond what a run takes; a test that hangs ends then.
 SECONDS = 1800
-# All runs of this module have them in their environment, and nothing that they write may hold the values.
-SECRETS = {
-    "SAEFLOW_CATALOG_URL": "postgresql://ada:catalog-password@db.example/lab",
-    "HF_TOKEN": "hf_batterystaple0123",
-    "WANDB_API_KEY": "0123456789abcdef0123",
-}
+# All runs of this module have the tokens in their environment, one has the database as well, which is not there; nothing
+# that they write may hold the values.
+TOKENS = {"HF_TOKEN": "hf_batterystaple0123", "WANDB_API_KEY": "0123456789abcdef0123"}
+SECRETS = TOKENS | {"SAEFLOW_CATALOG_URL": "postgresql://ada:catalog-password@db.example/lab"}
 SECRET_PARTS = [b"catalog-password", SECRETS["HF_TOKEN"].encode(), SECRETS["WANDB_API_KEY"].encode()]
 
 
@@ -72,6 +70,7 @@ class Study:
 
     root: Path
     work: Path
+    secrets: Mapping[str, str] = field(default_factory=lambda: TOKENS)
 
     @property
     def results(self) -> Path:
@@ -93,7 +92,7 @@ class Study:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | SECRETS,
+                env=os.environ | self.secrets,
             )
 
     def run(self, *arguments: str, fails: bool = False) -> str:
@@ -264,7 +263,7 @@ def test_a_second_snakemake_and_a_stale_lock_are_refused_with_what_to_do_and_har
     os.killpg(first.pid, signal.SIGSTOP)
     try:
         second = subprocess.run(
-            built.command(), capture_output=True, text=True, env=os.environ | SECRETS, timeout=SECONDS
+            built.command(), capture_output=True, text=True, env=os.environ | TOKENS, timeout=SECONDS
         )
     finally:
         os.killpg(first.pid, signal.SIGCONT)
@@ -386,6 +385,7 @@ def leaks(folder: Path) -> list[str]:
 
 
 def test_no_secret_of_the_environment_is_written_anywhere(undisturbed, built):
+    built = replace(built, secrets=SECRETS)
     built.run("--report", str(built.work / "report.zip"))
     assert zipfile.is_zipfile(built.work / "report.zip")
     script = built.root / "scripts" / "verify_study.py"
