@@ -57,8 +57,8 @@ STUDY = {
 KILLS = 20
 # Far beyond what a run takes; a test that hangs ends then.
 SECONDS = 1800
-# All runs of this module have the tokens in their environment, one has the database as well, which is not there; nothing
-# that they write may hold the values.
+# All runs of this module have the tokens in their environment, one has the database as well, which is not there;
+# nothing that they write may hold the values.
 TOKENS = {"HF_TOKEN": "hf_batterystaple0123", "WANDB_API_KEY": "0123456789abcdef0123"}
 SECRETS = TOKENS | {"SAEFLOW_CATALOG_URL": "postgresql://ada:catalog-password@db.example/lab"}
 SECRET_PARTS = [b"catalog-password", SECRETS["HF_TOKEN"].encode(), SECRETS["WANDB_API_KEY"].encode()]
