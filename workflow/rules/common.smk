@@ -55,6 +55,9 @@ if STUDY.language:
     PATHS_OF_LANGUAGE["language"] = {
         "text": {"folder", "hierarchy"},
         "models": {name: {"folder"} for name in STUDY.language.models},
+        "concepts": {"files"},
+        # How packages are called, which are built on demand.
+        "publish": True,
     }
 # Where its own hierarchy lies is none either.
 if STUDY.geometry:
