@@ -17,7 +17,7 @@ from saeflow.publish.site import data, features, pages
 
 ROOT = Path(__file__).parents[2]
 # Not seen to pass since studies have a site and a catalog: asked for by name until then.
-pytestmark = pytest.mark.skipif("SAEFLOW_TEST_BROWSER" not in os.environ, reason="set SAEFLOW_TEST_BROWSER=1 to run it")
+pytestmark = pytest.mark.skipif("SAEFLOW_TEST_BROWSER" not in os.environ, reason="asked for by name")
 N = 12_000
 """Features of each of two SAEs: more than a page could hold as rows."""
 
