@@ -6,12 +6,10 @@ from pathlib import Path
 import pandas as pd
 from pyarrow import parquet
 
-from saeflow import config_inversion, config_language
 from saeflow.inversion import pipeline
 from saeflow.inversion.explanations import scoring
 from saeflow.inversion.selection.activity import Activity
 from saeflow.inversion.selection.choice import Card, Chosen
-from saeflow.models.language_files import folder_of
 from saeflow.reproduce import write_json
 from saeflow.rule import run
 
@@ -41,16 +39,8 @@ def main(
         scores: .json to write: means, medians, and the margin over the top token with its interval.
         cfg: `inversion` (section), `settings` (the model's section), `hook_point`, `seed`, `device`.
     """
-    experiment = pipeline.load_experiment_models(
-        model=folder_of(model),
-        settings=cfg["settings"],
-        hook=config_language.Hook.model_validate(cfg["hook_point"]),
-        sae=sae.parent,
-        stores=dict(zip(("train", "held_out"), stores, strict=True)),
-        spec=config_inversion.Inversion.model_validate(cfg["inversion"]),
-        seed=cfg["seed"],
-        device=cfg["device"],
-        with_model=False,
+    experiment = pipeline.experiment_of_job(
+        model, sae, dict(zip(("train", "held_out"), stores, strict=True)), cfg, with_model=False
     )
     known = parquet.read_table(features, columns=["feature", "top_tokens"]).to_pydict()
     content = json.loads(selection.read_text())

@@ -4,10 +4,8 @@ import json
 import logging
 from pathlib import Path
 
-from saeflow import config_inversion, config_language
 from saeflow.inversion import pipeline
 from saeflow.inversion.selection.activity import Activity
-from saeflow.models.language_files import folder_of
 from saeflow.rule import run
 
 log = logging.getLogger(__name__)
@@ -34,16 +32,7 @@ def main(
         texts, fronts, curves: tables to write; `saeflow.inversion.optimization.comparison` has their columns.
         cfg: `inversion` (section), `settings` (the model's section), `hook_point`, `seed`, `device`.
     """
-    experiment = pipeline.load_experiment_models(
-        model=folder_of(model),
-        settings=cfg["settings"],
-        hook=config_language.Hook.model_validate(cfg["hook_point"]),
-        sae=sae.parent,
-        stores={"train": store},
-        spec=config_inversion.Inversion.model_validate(cfg["inversion"]),
-        seed=cfg["seed"],
-        device=cfg["device"],
-    )
+    experiment = pipeline.experiment_of_job(model, sae, {"train": store}, cfg)
     chosen = [one["feature"] for one in json.loads(summary.read_text())["chosen"]]
     found = pipeline.optimize_feature(experiment, Activity.read(activity), chosen)
     for table, path in ((found.texts, texts), (found.fronts, fronts), (found.curves, curves)):

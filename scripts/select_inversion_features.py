@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from saeflow import config_inversion, config_language
 from saeflow.inversion import pipeline
 from saeflow.inversion.selection import filters
-from saeflow.models.language_files import folder_of
 from saeflow.reproduce import write_json
 from saeflow.rule import run
 
@@ -39,18 +37,8 @@ def main(
         summary: .json to write: both clusterings and what they are worth, cards, the chosen latents.
         cfg: `inversion` (section), `settings` (the model's section), `hook_point`, `seed`, `device`.
     """
-    spec = config_inversion.Inversion.model_validate(cfg["inversion"])
-    experiment = pipeline.load_experiment_models(
-        model=folder_of(model),
-        settings=cfg["settings"],
-        hook=config_language.Hook.model_validate(cfg["hook_point"]),
-        sae=sae.parent,
-        stores={"train": store},
-        spec=spec,
-        seed=cfg["seed"],
-        device=cfg["device"],
-        with_model=False,
-    )
+    experiment = pipeline.experiment_of_job(model, sae, {"train": store}, cfg, with_model=False)
+    spec = experiment.spec
     found, latents = pipeline.collect_and_filter_data(experiment)
     found.write(activity)
     clusters = pipeline.run_clustering(experiment, found, latents)

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
 # What is only read may lie anywhere; braces and angle brackets would be Snakemake's wildcards and variables.
 PathToRead = Annotated[str, Field(pattern=r"^[^\x00-\x1f{}<>]+$", max_length=4095)]
+Architecture = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)]
 # Words of a text or a title, on one line.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -13,18 +13,6 @@ if STAGES.explain:
     INVERSION_FIGURES += ["explanations"]
 
 
-def of_inversion(*parts):
-    """The `cfg` of a stage: the parts of the section that it reads, and the hook point."""
-    section = INVERSION.model_dump(mode="json", include=set(parts))
-    shared = of_model(inversion=section)
-
-    def cfg(wildcards):
-        hook = LANGUAGE_MODELS[wildcards.language_model].hooks[wildcards.hook]
-        return shared(wildcards) | {"hook_point": hook.model_dump(mode="json")}
-
-    return cfg
-
-
 rule select_inversion_features:
     input:
         model=lambda wildcards: model_files(wildcards.language_model),
@@ -51,7 +39,7 @@ rule select_inversion_features:
         runtime=120,
         gpu=GPU,
     params:
-        cfg=of_inversion("data", "clustering"),
+        cfg=of_hook(inversion=INVERSION.model_dump(mode="json", include={"data", "clustering"})),
     script:
         "../../scripts/select_inversion_features.py"
 
@@ -82,7 +70,7 @@ rule invert_features:
         runtime=720,
         gpu=GPU,
     params:
-        cfg=of_inversion("hardware", "optimization"),
+        cfg=of_hook(inversion=INVERSION.model_dump(mode="json", include={"hardware", "optimization"})),
     script:
         "../../scripts/invert_features.py"
 
@@ -114,7 +102,7 @@ rule explain_inversion_features:
         runtime=120,
         gpu=GPU,
     params:
-        cfg=of_inversion("explanation"),
+        cfg=of_hook(inversion=INVERSION.model_dump(mode="json", include={"explanation"})),
     script:
         "../../scripts/explain_inversion_features.py"
 

@@ -6,7 +6,7 @@ clusters = run_clustering(experiment, activity, latents)
 cards = analyze_clusters(experiment, activity, latents, clusters)
 chosen = select_features(experiment, activity, latents, clusters)
 found = optimize_feature(experiment, activity, [c.feature for c in chosen])
-explained = generate_explanations(experiment, activity, chosen, found, cards)
+explained = generate_explanations(experiment, activity, chosen, cards, found.texts)
 visualize_results(...)
 """
 
@@ -32,6 +32,7 @@ from saeflow.inversion.optimization.vocabulary import Vocabulary
 from saeflow.inversion.selection import activity as activities
 from saeflow.inversion.selection import choice, clustering, filters
 from saeflow.models import language
+from saeflow.models.language_files import folder_of
 from saeflow.reproduce import child_seed
 from saeflow.sae import formats
 from saeflow.sae.architectures import SparseAutoencoder
@@ -88,6 +89,29 @@ def load_experiment_models(
         stores,
         spec,
         seed,
+    )
+
+
+def experiment_of_job(
+    model: Sequence[Path], sae: Path, stores: Mapping[str, Path], cfg: Mapping[str, Any], *, with_model: bool = True
+) -> Experiment:
+    """What a job of the workflow works on.
+
+    Arguments:
+        model: the model's folder, or its files.
+        sae: cfg.json of the SAE.
+        cfg: `inversion` (section), `settings` (the model's section), `hook_point`, `seed`, `device`.
+    """
+    return load_experiment_models(
+        model=folder_of(model),
+        settings=cfg["settings"],
+        hook=Hook.model_validate(cfg["hook_point"]),
+        sae=sae.parent,
+        stores=stores,
+        spec=Inversion.model_validate(cfg["inversion"]),
+        seed=cfg["seed"],
+        device=cfg["device"],
+        with_model=with_model,
     )
 
 
