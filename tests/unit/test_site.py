@@ -155,6 +155,11 @@ def test_the_longest_path_is_that_of_the_slowest_chain():
     assert run.longest_path([]) == []
 
 
+def test_a_job_whose_input_was_rebuilt_after_it_is_behind_that_input():
+    draw, make = run.Job("draw", "d", 1.0, 1.0, 90, (1,), 2.0), run.Job("make", "a", 2.0, 1.0, 100, (), 0.0)
+    assert [job["name"] for job in run.longest_path([draw, make])] == ["a", "d"]
+
+
 def test_rules_are_counted_and_joined():
     rows = {row["name"]: row for row in run.by_rule(jobs())}
     assert rows["make"] == {"name": "make", "jobs": 2, "cpu_seconds": 3.5, "longest_seconds": 3.0, "memory_mib": 120}

@@ -1,7 +1,6 @@
 """The smoke study built for real, then changed, spoilt and interrupted."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -225,7 +224,6 @@ def script_of(rule: str, project: Project) -> list[int]:
     return found
 
 
-@pytest.mark.skipif("SAEFLOW_TEST_KILL" not in os.environ, reason="set SAEFLOW_TEST_KILL=1 to run it")
 def test_a_killed_job_leaves_nothing_half_built_and_the_study_continues(built, fresh):
     shutil.rmtree(fresh.results / "saes")
     slow = edit(fresh, "slow", {"saes": {"training": {"steps": 200000}}})

@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,15 @@ def edges(jobs: Sequence[Job]) -> list[tuple[str, str]]:
 def longest_path(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The chain of jobs, each reading what the one before it made, that takes the longest together.
 
-    Arguments:
-        jobs: none before one that it reads from.
+    Jobs may stand in any order: one whose input was rebuilt to the same bytes later ended before it.
     """
-    until: list[float] = []
-    before: list[int | None] = []
-    for job in jobs:
-        last = max(job.reads, key=lambda i: until[i], default=None)
-        until.append(job.seconds + (until[last] if last is not None else 0))
-        before.append(last)
+    until: dict[int, float] = {}
+    before: dict[int, int | None] = {}
+    for i in TopologicalSorter({i: job.reads for i, job in enumerate(jobs)}).static_order():
+        before[i] = max(jobs[i].reads, key=lambda j: until[j], default=None)
+        until[i] = jobs[i].seconds + until.get(before[i], 0.0)
     chain: list[int] = []
-    at = max(range(len(jobs)), key=lambda i: until[i], default=None)
+    at = max(sorted(until), key=lambda i: until[i], default=None)
     while at is not None:
         chain.append(at)
         at = before[at]
