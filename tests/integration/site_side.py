@@ -27,7 +27,6 @@ def look(page: Page, address: str, complaints: list[str]) -> dict:
         "title": page.title(),
         "complaints": list(complaints),
         "overflow": page.evaluate("document.documentElement.scrollWidth - innerWidth"),
-        "first_paint_ms": page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"),
     }
     page.screenshot(path=SHOTS / f"{Path(address.partition('#')[0]).stem}-{page.viewport_size['width']}.png")
     violations = Axe().run(page).response["violations"]
