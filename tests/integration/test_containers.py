@@ -16,10 +16,6 @@ from workflow_image import WorkflowImage
 from saeflow.reproduce import read_manifest
 
 ROOT = Path(__file__).parents[2]
-# Not seen to pass since studies have a site and a catalog: asked for by name until then.
-pytestmark = pytest.mark.skipif(
-    "SAEFLOW_TEST_CONTAINERS" not in os.environ, reason="set SAEFLOW_TEST_CONTAINERS=1 to run it"
-)
 RESULTS = Path("results/smoke")
 IMAGE = Path("containers/saeflow.sif")  # in the folder that Snakemake works in
 # The study is built in a folder of its own, so that the checkout must be named.

@@ -6,7 +6,6 @@ costs two starts of Snakemake and a poll.
 """
 
 import contextlib
-import os
 import re
 import shutil
 import signal
@@ -23,8 +22,6 @@ import yaml
 from slurm_cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
-# Not seen to pass since studies have a site and a catalog: asked for by name until then.
-pytestmark = pytest.mark.skipif("SAEFLOW_TEST_SLURM" not in os.environ, reason="asked for by name")
 PATIENCE = 900  # seconds; on an idle machine nothing here takes a quarter of it
 POLLING = ("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10")
 

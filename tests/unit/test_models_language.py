@@ -4,7 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import httpx
+import httpx2
 import huggingface_hub
 import numpy as np
 import pytest
@@ -178,7 +178,7 @@ def test_a_folder_without_model_weights_or_tokenizer_is_refused(tmp_path, folder
 
 
 def hub_error(kind):
-    return kind("no", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.example")))
+    return kind("no", response=httpx2.Response(403, request=httpx2.Request("GET", "https://hub.example")))
 
 
 @pytest.mark.parametrize(

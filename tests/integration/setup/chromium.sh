@@ -1,5 +1,5 @@
 #!/bin/sh
-# A browser without a window, for tests/integration/test_site.py. Debian, as root; does nothing where it is.
+# A browser without a window, for tests/integration/test_browser.py. Debian, as root; does nothing where it is.
 set -eu
 if command -v chromium >/dev/null; then exit 0; fi
 [ "$(id -u)" = 0 ] || { echo "chromium.sh: needs root to install chromium" >&2; exit 1; }
