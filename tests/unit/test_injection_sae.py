@@ -18,6 +18,7 @@ from saeflow.injection.alignment import procrustes, residual_covariance, ridge
 from saeflow.injection.densities import Gaussian, LikelihoodRatio, LogDensities, pooled
 from saeflow.injection.knowledge import T0, Knowledge, KnowledgeError
 from saeflow.injection.method import NotApplicableError, method
+from saeflow.injection.methods import adversarial_direction
 from saeflow.injection.methods.architecture_agnostic import common_space
 from saeflow.injection.methods.neural_aligner import hidden_layer
 from saeflow.injection.protocol import Guard, Materials, Task
@@ -306,6 +307,31 @@ def test_continual_injection_stops_after_each_class(materials):
     assert [stage.concepts for stage in found] == [(4,), (4, 5)]
     first, last = (stage.network(probe()) for stage in found)
     torch.testing.assert_close(first[..., 4], last[..., 4])
+
+
+def test_gradients_of_adversarial_training_are_those_of_autograd():
+    m, n, d, units = 2, 16, 5, 7
+    h, noise = normal(m, n, d).double(), normal(n // 2, d, seed=1).double()
+    drawn = (normal(m, d, units, seed=2), normal(m, units, seed=3), normal(m, units, 1, seed=4), normal(m, 1, seed=5))
+    parameters = [parameter.double().requires_grad_() for parameter in drawn]
+    weight, bias, last, last_bias = parameters
+    left_out, factor = normal(m, d, d, seed=6).double(), normal(m, d, d, seed=7).double()
+    sign = torch.tensor([1.0] * (n // 4) + [-1.0] * (n - n // 4), dtype=torch.float64)
+
+    def score(x):
+        return (torch.baddbmm(bias[:, None], x, weight).relu() @ last + last_bias[:, None])[..., 0]
+
+    x = torch.cat([h[:, : n // 2] + noise @ left_out, h[:, n // 2 :]], 1).requires_grad_()
+    (slope,) = torch.autograd.grad((-sign * score(x)).sum(), x)
+    direction = slope @ factor.mT
+    x = (x + 0.3 * direction / direction.norm(dim=-1, keepdim=True) @ factor).detach()
+    loss = torch.nn.functional.softplus(-sign * score(x)).mean(1).sum()
+    expected = torch.autograd.grad(loss, parameters)
+    detached = [(weight.detach(), bias.detach()), (last.detach(), last_bias.detach())]
+    rows = adversarial_direction.Rows(h, h, h, left_out, factor)
+    found = adversarial_direction.gradients(h, noise, detached, rows, 0.3)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_adversarial_training_lowers_the_loss_of_the_worst_perturbation(materials):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
@@ -101,53 +100,66 @@ class AdversarialDirection(Method):
         """Weight and bias of each layer of s."""
         m, _, d = rows.own.shape
         generator = guard.generator("training")
-        sizes = (d, _UNITS, 1)
         layers = [
             (
                 (2 / i) ** 0.5 * torch.randn(i, o, generator=generator).to(rows.own).repeat(m, 1, 1),
                 rows.own.new_zeros(m, o),
             )
-            for i, o in itertools.pairwise(sizes)
+            for i, o in itertools.pairwise((d, _UNITS, 1))
         ]
-        parameters = [parameter.requires_grad_() for layer in layers for parameter in layer]
-        optimizer = AdamW(parameters, 0.0)
-        sign = torch.ones(4 * _ROWS, device=rows.own.device)
-        sign[_ROWS:] = -1
-        for step, h in enumerate(_batches(rows, generator)):
-            if self.radius:
-                h = h + self._worst(h, layers, sign, rows.perturbation)
-            loss = softplus(-sign * _score(h, layers)).mean(1).sum()
+        optimizer = AdamW([parameter for layer in layers for parameter in layer], 0.0)
+        for step, (h, noise) in enumerate(_batches(rows, generator)):
             learning_rate = _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / _STEPS))
-            optimizer.step(torch.autograd.grad(loss, parameters), learning_rate)
-        return [(weight.detach(), bias.detach()) for weight, bias in layers]
-
-    def _worst(
-        self, h: Float[Tensor, "m n d"], layers: list, sign: Float[Tensor, " n"], factor: Float[Tensor, "m d d"]
-    ) -> Float[Tensor, "m n d"]:
-        """Perturbation within the ball that raises the loss most, to first order."""
-        h = h.requires_grad_()
-        (gradient,) = torch.autograd.grad((-sign * _score(h, layers)).sum(), h)
-        direction = gradient @ factor.mT
-        length = direction.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
-        return self.radius * (direction / length) @ factor
+            optimizer.step(gradients(h, noise, layers, rows, self.radius), learning_rate)
+        return layers
 
 
-def _batches(rows: Rows, generator: torch.Generator) -> Iterator[Float[Tensor, "m n d"]]:
-    """Concept, look-alike and twice as many own rows; what the map leaves out is added to carried rows."""
-    d = rows.own.shape[-1]
+def _batches(rows: Rows, generator: torch.Generator) -> Iterator[tuple[Float[Tensor, "m n d"], Float[Tensor, "c d"]]]:
+    """Concept, look-alike and twice as many own rows; and what is drawn for the first half, which is carried."""
     for _ in range(_STEPS):
-        concept, lookalike, own = (
-            values[:, torch.randint(values.shape[1], (n,), generator=generator).to(values.device)]
+        h = [
+            values.index_select(1, torch.randint(values.shape[1], (n,), generator=generator).to(values.device))
             for values, n in ((rows.concept, _ROWS), (rows.lookalike, _ROWS), (rows.own, 2 * _ROWS))
-        )
-        noise = torch.randn(2 * _ROWS, d, generator=generator).to(own) @ rows.left_out
-        yield torch.cat([torch.cat([concept, lookalike], 1) + noise, own], 1)
+        ]
+        yield torch.cat(h, 1), torch.randn(2 * _ROWS, rows.own.shape[-1], generator=generator).to(rows.own)
 
 
-def _score(h: Float[Tensor, "m n d"], layers: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "m n"]:
-    for i, (weight, bias) in enumerate(layers):
-        h = torch.baddbmm(bias[:, None], h.relu() if i else h, weight)
-    return h[..., 0]
+def gradients(
+    h: Float[Tensor, "m n d"],
+    noise: Float[Tensor, "c d"],
+    layers: list[tuple[Tensor, Tensor]],
+    rows: Rows,
+    radius: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the loss, for the weight and bias of either layer.
+
+    Noise L and perturbations enter s through its first weight W alone, and a perturbation is a combination a (F W)' F
+    of F's rows: with L W and F W at hand no product of rows with a d x d matrix is left.
+
+    Arguments:
+        h: rows; a quarter are the concept's, the first half carried.
+        noise: standard normal, of the carried rows.
+        radius: 0 leaves perturbations out.
+    """
+    (weight, bias), (last, last_bias) = layers
+    carried = noise.shape[0]
+    sign = torch.where(torch.arange(h.shape[1], device=h.device) < h.shape[1] // 4, 1.0, -1.0)
+    units = torch.baddbmm(bias[:, None], h, weight)
+    units[:, :carried] += noise @ (rows.left_out @ weight)
+    if radius:
+        factor = rows.perturbation @ weight
+        gram = factor.mT @ factor
+        worst = (units > 0) * last.mT * -sign[:, None]
+        length = ((worst @ gram) * worst).sum(-1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny).sqrt()
+        worst = radius / length * worst
+        units = torch.baddbmm(units, worst, gram)
+    s = torch.baddbmm(last_bias[:, None], units.relu(), last)[..., 0]
+    of_score = (-sign * torch.sigmoid(-sign * s) / h.shape[1])[..., None]
+    of_units = (units > 0) * last.mT * of_score
+    of_weight = h.mT @ of_units + rows.left_out.mT @ (noise.mT @ of_units[:, :carried])
+    if radius:
+        of_weight += rows.perturbation.mT @ (factor @ (worst.mT @ of_units))
+    return of_weight, of_units.sum(1), units.relu().mT @ of_score, of_score.sum(1)
 
 
 def _power(covariance: Float[Tensor, "m d d"], exponent: float) -> Float[Tensor, "m d d"]:
