@@ -1,0 +1,177 @@
+"""From tokens to an SAE of a language model: cost and quality beside SAELens's, on the same tokens, to the same k.
+
+    python benchmarks/language_training.py MODEL TEXT [--hook model.layers.3] [--tokens 400000] [--steps 390 3000]
+
+Both read the same packed contexts, take the same steps of the same size with the same schedule, and save a BatchTopK
+SAE; each does all of it in a process of its own with one thread, and its CPU time counts from after the imports to the
+saved SAE: forward passes, storage, shuffling, training. They take turns, round by round; the least round counts. Where
+there are more steps than the tokens fill, both go over them again: SAELens by running the model anew, saeflow from its
+store. The SAEs of the last round are then measured by saeflow's own code on contexts held out: L0, explained variance,
+cross-entropy recovered against ablation to zero, dead latents.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+
+from environments import create  # noqa: E402
+
+from saeflow import config  # noqa: E402
+from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.config_language import Hook  # noqa: E402
+from saeflow.datasets import contexts, texts  # noqa: E402
+from saeflow.models import language, language_capture  # noqa: E402
+from saeflow.sae import fitting, formats, language_metrics  # noqa: E402
+from saeflow.sae.metrics import measure  # noqa: E402
+
+SETTINGS = {"dtype": "float32", "attention": "sdpa", "device_map": None, "trust_remote_code": False}
+CONTEXT, BATCH, WARMUP = 128, 1024, 0.07
+SIDES = ("saeflow", "sae-lens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--hook", default="model.layers.3")
+    parser.add_argument("--tokens", type=int, default=400_000)
+    parser.add_argument("--held-out", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[390, 3000])
+    parser.add_argument("--expansion", type=int, default=8)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--normalize", default="none", help="SAELens's normalize_activations")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.side:
+        print(json.dumps(ours(json.loads(options.side))))
+        return
+    folder = Path(tempfile.mkdtemp(prefix="language-training-"))
+    try:
+        job = prepare(options, folder)
+        for steps in options.steps:
+            report(job | {"steps": steps}, options, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> dict:
+    """Pack the text; what both sides are told."""
+    tokens = language.load_tokenizer(options.model, SETTINGS)
+    documents = enumerate(texts.documents_of(texts.files_of(options.text), "<|endoftext|>", "text"))
+    files = {}
+    # The second part begins with the document after the last of the first.
+    for part, n in (("train", options.tokens), ("held-out", options.held_out)):
+        packed = contexts.pack(documents, tokens.encode, start=tokens.start, context_size=CONTEXT, n_tokens=n)
+        files[part] = str(folder / f"{part}.parquet")
+        contexts.write(Path(files[part]), packed, context_size=CONTEXT, start=tokens.start)
+    rows = [row for batch in contexts_of(files["train"]) for row in batch.tokens]
+    (folder / "tokens").mkdir()
+    pd.DataFrame({"input_ids": rows}).to_parquet(folder / "tokens" / "train.parquet")
+    model = language.load(options.model, SETTINGS, "cpu")
+    d_in = language_capture.width(model, {options.hook: Hook(module=options.hook)}, tokens.start or 0)[options.hook]
+    return {
+        "model": str(options.model.resolve()),
+        "files": files,
+        "tokens": str(folder / "tokens"),
+        "hook": options.hook,
+        "context": CONTEXT,
+        "start": tokens.start,
+        "d_in": d_in,
+        "d_sae": options.expansion * d_in,
+        "k": options.k,
+        "batch": BATCH,
+        "lr": 1e-3,
+        "normalize": options.normalize,
+        "seed": 0,
+    }
+
+
+def contexts_of(file: str) -> Iterator[contexts.Contexts]:
+    return contexts.TokenFile.open(Path(file)).batches(32)
+
+
+def captured(job: dict, model: torch.nn.Module, folder: Path, part: str) -> ActivationStore:
+    """The activations of a part of the text, in a store."""
+    hooks = {job["hook"]: Hook(module=job["hook"])}
+    with ActivationStore.create(
+        folder, job["d_in"], "float32", source_columns=language_capture.SOURCE, if_exists="replace"
+    ) as store:
+        language_capture.capture(model, contexts_of(job["files"][part]), hooks, {job["hook"]: store})
+    return ActivationStore.open(folder)
+
+
+def ours(job: dict) -> dict[str, float]:
+    """Capture, train, save; CPU and wall time."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    output = Path(job["output"])
+    store = captured(job, language.load(Path(job["model"]), SETTINGS, "cpu"), output / "store", "train")
+    saes = config.SAEs.model_validate(
+        {
+            "variants": {"batchtopk": {"architecture": "batchtopk", "d_sae": job["d_sae"], "k": job["k"]}},
+            "training": {
+                "steps": job["steps"],
+                "batch_size": job["batch"],
+                "learning_rate": job["lr"],
+                "warmup_steps": job["warmup"],
+                "decay_share": job["decay"] / job["steps"],
+                "sparsity_warmup_steps": 0,
+            },
+        }
+    )
+    ((_, trained),) = fitting.fit([store], saes, seed=job["seed"])
+    formats.save(trained.sae, output, {})
+    return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+
+
+def report(job: dict, options: argparse.Namespace, folder: Path) -> None:
+    """Let both sides take turns, then measure their SAEs."""
+    job |= {"warmup": int(WARMUP * job["steps"]), "decay": job["steps"] // 5}
+    times: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for round_ in range(options.rounds):
+        for side in SIDES:
+            told = json.dumps(job | {"output": str(folder / f"{side}-{job['steps']}")})
+            shutil.rmtree(folder / f"{side}-{job['steps']}", ignore_errors=True)
+            if side == "saeflow":
+                command = [sys.executable, __file__, options.model, options.text, "--side", told]
+            else:
+                command = [create("sae-lens"), ROOT / "benchmarks/peers/train_sae_lens.py", told]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
+            times[side].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {round_}, {side}: {times[side][-1]}", file=sys.stderr, flush=True)
+    model = language.load(options.model, SETTINGS, "cpu")
+    held_out = captured(job, model, folder / "held-out", "held-out")
+    saes = {side: formats.load(folder / f"{side}-{job['steps']}", "cpu") for side in SIDES}
+    measured = {side: measure(sae, held_out.batches(8192, shuffle=None, epochs=1)) for side, sae in saes.items()}
+    replacements = language_metrics.ablations(measured["saeflow"].reconstruction.x.mean)
+    replacements |= {side: language_metrics.reconstruction(sae) for side, sae in saes.items()}
+    hook = Hook(module=job["hook"])
+    ce = language_metrics.cross_entropies(model, contexts_of(job["files"]["held-out"]), job["hook"], hook, replacements)
+    passes = job["steps"] * job["batch"] / options.tokens
+    print(f"{job['hook']}, {job['d_in']} -> {job['d_sae']}, k {job['k']}, {job['steps']} steps ({passes:.1f} passes)")
+    least = {side: {kind: min(t[kind] for t in found) for kind in found[0]} for side, found in times.items()}
+    for side in SIDES:
+        ratios = {kind: least[side][kind] / least["saeflow"][kind] for kind in ("cpu_s", "wall_s")}
+        metrics = measured[side].metrics() | language_metrics.recovered(ce, side)
+        shown = {name: metrics[name] for name in ("l0", "explained_variance", "ce_recovered_zero", "dead_share")}
+        print(f"{side:10} " + " ".join(f"{name} {value:.3f}" for name, value in (least[side] | shown).items()))
+        print(f"{'':10} over saeflow: CPU {ratios['cpu_s']:.2f}, wall {ratios['wall_s']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
