@@ -21,7 +21,7 @@ name = $$($(python) -c 'import sys, saeflow.config as c; print(c.load(sys.argv[1
 
 # The study is read here first: Snakemake would run the code of one that asks for its template engine.
 study: env
-	@name=$(name) && $(snakemake) $(flags)
+	@name=$(name) && $(snakemake) $(flags) --quiet rules
 	@$(MAKE) --no-print-directory report
 
 report: env
