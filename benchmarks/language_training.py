@@ -1,13 +1,13 @@
-"""From tokens to an SAE of a language model: cost and quality beside SAELens's, on the same tokens, to the same k.
+"""From tokens to SAEs of a language model: cost and quality beside SAELens's, on the same tokens, to the same k.
 
-    python benchmarks/language_training.py MODEL TEXT [--hook model.layers.3] [--tokens 400000] [--steps 390 3000]
+    python benchmarks/language_training.py MODEL TEXT [--hooks model.layers.1 ...] [--tokens 400000] [--steps 390 3000]
 
 Both read the same packed contexts, take the same steps of the same size with the same schedule, and save a BatchTopK
-SAE; each does all of it in a process of its own with one thread, and its CPU time counts from after the imports to the
-saved SAE: forward passes, storage, shuffling, training. They take turns, round by round; the least round counts. Where
-there are more steps than the tokens fill, both go over them again: SAELens by running the model anew, saeflow from its
-store. The SAEs of the last round are then measured by saeflow's own code on contexts held out: L0, explained variance,
-cross-entropy recovered against ablation to zero, dead latents.
+SAE of each hook point, on one thread; CPU time counts from after the imports to the saved SAE: forward passes, storage,
+shuffling, training. saeflow writes all hook points in one pass; SAELens trains one SAE at a time, and its times are
+added up. They take turns, round by round; the least round counts. Where there are more steps than the tokens fill, both
+go over them again: SAELens by running the model anew, saeflow from its store. The SAEs of the last round are then
+measured by saeflow's own code on contexts held out.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -38,14 +39,14 @@ from saeflow.sae.metrics import measure  # noqa: E402
 
 SETTINGS = {"dtype": "float32", "attention": "sdpa", "device_map": None, "trust_remote_code": False}
 CONTEXT, BATCH, WARMUP = 128, 1024, 0.07
-SIDES = ("saeflow", "sae-lens")
+COLUMNS = ("l0", "explained_variance", "ce_recovered_zero", "ce_recovered_mean", "dead_share")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--hook", default="model.layers.3")
+    parser.add_argument("--hooks", nargs="+", default=["model.layers.1", "model.layers.3", "model.layers.5"])
     parser.add_argument("--tokens", type=int, default=400_000)
     parser.add_argument("--held-out", type=int, default=40_000)
     parser.add_argument("--steps", type=int, nargs="+", default=[390, 3000])
@@ -82,12 +83,12 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict:
     (folder / "tokens").mkdir()
     pd.DataFrame({"input_ids": rows}).to_parquet(folder / "tokens" / "train.parquet")
     model = language.load(options.model, SETTINGS, "cpu")
-    d_in = language_capture.width(model, {options.hook: Hook(module=options.hook)}, tokens.start or 0)[options.hook]
+    d_in, *_ = language_capture.width(model, hooks_of(options.hooks), tokens.start or 0).values()
     return {
         "model": str(options.model.resolve()),
         "files": files,
         "tokens": str(folder / "tokens"),
-        "hook": options.hook,
+        "hooks": options.hooks,
         "context": CONTEXT,
         "start": tokens.start,
         "d_in": d_in,
@@ -104,21 +105,28 @@ def contexts_of(file: str) -> Iterator[contexts.Contexts]:
     return contexts.TokenFile.open(Path(file)).batches(32)
 
 
-def captured(job: dict, model: torch.nn.Module, folder: Path, part: str) -> ActivationStore:
-    """The activations of a part of the text, in a store."""
-    hooks = {job["hook"]: Hook(module=job["hook"])}
-    with ActivationStore.create(
-        folder, job["d_in"], "float32", source_columns=language_capture.SOURCE, if_exists="replace"
-    ) as store:
-        language_capture.capture(model, contexts_of(job["files"][part]), hooks, {job["hook"]: store})
-    return ActivationStore.open(folder)
+def hooks_of(names: list[str]) -> dict[str, Hook]:
+    return {name: Hook(module=name) for name in names}
+
+
+def captured(job: dict, model: torch.nn.Module, folder: Path, part: str) -> dict[str, ActivationStore]:
+    """The activations of a part of the text, a store for each hook point."""
+    with ExitStack() as stack:
+        stores = {
+            name: stack.enter_context(
+                ActivationStore.create(folder / name, job["d_in"], "float32", source_columns=language_capture.SOURCE)
+            )
+            for name in job["hooks"]
+        }
+        language_capture.capture(model, contexts_of(job["files"][part]), hooks_of(job["hooks"]), stores)
+    return {name: ActivationStore.open(folder / name) for name in job["hooks"]}
 
 
 def ours(job: dict) -> dict[str, float]:
     """Capture, train, save; CPU and wall time."""
     cpu, wall = time.process_time(), time.perf_counter()
     output = Path(job["output"])
-    store = captured(job, language.load(Path(job["model"]), SETTINGS, "cpu"), output / "store", "train")
+    stores = captured(job, language.load(Path(job["model"]), SETTINGS, "cpu"), output / "stores", "train")
     saes = config.SAEs.model_validate(
         {
             "variants": {"batchtopk": {"architecture": "batchtopk", "d_sae": job["d_sae"], "k": job["k"]}},
@@ -132,45 +140,69 @@ def ours(job: dict) -> dict[str, float]:
             },
         }
     )
-    ((_, trained),) = fitting.fit([store], saes, seed=job["seed"])
-    formats.save(trained.sae, output, {})
+    for name, store in stores.items():
+        ((_, trained),) = fitting.fit([store], saes, seed=job["seed"])
+        formats.save(trained.sae, output / name, {})
     return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+
+
+def theirs(job: dict) -> dict[str, float]:
+    """An SAE after the other; the sum of their times."""
+    found = [
+        told([create("sae-lens"), ROOT / "benchmarks/peers/train_sae_lens.py"], job | {"hook": name})
+        for name in job["hooks"]
+    ]
+    return {kind: sum(times[kind] for times in found) for kind in found[0]}
+
+
+def told(command: list, job: dict) -> dict[str, float]:
+    """What a process prints last that is given a job."""
+    done = subprocess.run([*map(str, command), json.dumps(job)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(job: dict, options: argparse.Namespace, folder: Path) -> None:
     """Let both sides take turns, then measure their SAEs."""
     job |= {"warmup": int(WARMUP * job["steps"]), "decay": job["steps"] // 5}
-    times: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    sides = {
+        "saeflow": lambda job: told([sys.executable, __file__, options.model, options.text, "--side"], job),
+        "sae-lens": theirs,
+    }
+    outputs = {side: folder / f"{side}-{job['steps']}" for side in sides}
+    times: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for round_ in range(options.rounds):
-        for side in SIDES:
-            told = json.dumps(job | {"output": str(folder / f"{side}-{job['steps']}")})
-            shutil.rmtree(folder / f"{side}-{job['steps']}", ignore_errors=True)
-            if side == "saeflow":
-                command = [sys.executable, __file__, options.model, options.text, "--side", told]
-            else:
-                command = [create("sae-lens"), ROOT / "benchmarks/peers/train_sae_lens.py", told]
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-            times[side].append(json.loads(done.stdout.splitlines()[-1]))
+        for side, run in sides.items():
+            shutil.rmtree(outputs[side], ignore_errors=True)
+            times[side].append(run(job | {"output": str(outputs[side])}))
             print(f"round {round_}, {side}: {times[side][-1]}", file=sys.stderr, flush=True)
+    least = {side: {kind: min(t[kind] for t in found) for kind in found[0]} for side, found in times.items()}
+    passes = job["steps"] * job["batch"] / options.tokens
+    print(f"{job['d_in']} -> {job['d_sae']}, k {job['k']}, {job['steps']} steps, {passes:.1f} passes over the tokens")
+    for side, seconds in least.items():
+        ratio = ", ".join(
+            f"{kind} {value:.1f} = {value / least['saeflow'][kind]:.2f} x" for kind, value in seconds.items()
+        )
+        print(f"{side:10} {ratio} of saeflow's")
     model = language.load(options.model, SETTINGS, "cpu")
-    held_out = captured(job, model, folder / "held-out", "held-out")
-    saes = {side: formats.load(folder / f"{side}-{job['steps']}", "cpu") for side in SIDES}
-    measured = {side: measure(sae, held_out.batches(8192, shuffle=None, epochs=1)) for side, sae in saes.items()}
+    with tempfile.TemporaryDirectory(dir=folder) as held_out:
+        for hook, store in captured(job, model, Path(held_out), "held-out").items():
+            saes = {side: formats.load(path / hook, "cpu") for side, path in outputs.items()}
+            quality(model, job, hook, store, saes)
+
+
+def quality(model: torch.nn.Module, job: dict, hook: str, store: ActivationStore, saes: dict) -> None:
+    """Print what each side's SAE of a hook point does on text held out."""
+    measured = {side: measure(sae, store.batches(8192, shuffle=None, epochs=1)) for side, sae in saes.items()}
     replacements = language_metrics.ablations(measured["saeflow"].reconstruction.x.mean)
     replacements |= {side: language_metrics.reconstruction(sae) for side, sae in saes.items()}
-    hook = Hook(module=job["hook"])
-    ce = language_metrics.cross_entropies(model, contexts_of(job["files"]["held-out"]), job["hook"], hook, replacements)
-    passes = job["steps"] * job["batch"] / options.tokens
-    print(f"{job['hook']}, {job['d_in']} -> {job['d_sae']}, k {job['k']}, {job['steps']} steps ({passes:.1f} passes)")
-    least = {side: {kind: min(t[kind] for t in found) for kind in found[0]} for side, found in times.items()}
-    for side in SIDES:
-        ratios = {kind: least[side][kind] / least["saeflow"][kind] for kind in ("cpu_s", "wall_s")}
+    batches = contexts_of(job["files"]["held-out"])
+    ce = language_metrics.cross_entropies(model, batches, hook, Hook(module=hook), replacements)
+    for side in saes:
         metrics = measured[side].metrics() | language_metrics.recovered(ce, side)
-        shown = {name: metrics[name] for name in ("l0", "explained_variance", "ce_recovered_zero", "dead_share")}
-        print(f"{side:10} " + " ".join(f"{name} {value:.3f}" for name, value in (least[side] | shown).items()))
-        print(f"{'':10} over saeflow: CPU {ratios['cpu_s']:.2f}, wall {ratios['wall_s']:.2f}")
+        shown = " ".join(f"{name} {metrics[name]:.3f}" for name in COLUMNS)
+        print(f"{hook:20} {side:10} {shown}")
 
 
 if __name__ == "__main__":

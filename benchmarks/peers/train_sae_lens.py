@@ -48,7 +48,7 @@ def main(job: dict) -> dict[str, float]:
         logger=LoggingConfig(log_to_wandb=False),
         n_checkpoints=0,
         checkpoint_path=None,
-        output_path=job["output"],
+        output_path=f"{job['output']}/{job['hook']}",
         device="cpu",
         seed=job["seed"],
         verbose=False,
