@@ -22,7 +22,7 @@ def main(
     features: Path,
     activity: Path,
     selection: Path,
-    found: list[Path],
+    found: Path | list[Path],
     explanations: Path,
     scores: Path,
     cfg: dict,
@@ -34,7 +34,7 @@ def main(
         stores: manifest.json of the training split and of the one held out.
         features: table of `analyze_language_features`.
         activity, selection: .npz and .json of `select_inversion_features`.
-        found: texts of `invert_features`; none if nothing was searched for.
+        found: texts of `invert_features`; empty if nothing was searched for.
         explanations: table to write, a row per feature; `saeflow.inversion.explanations.scoring` has the scores.
         scores: .json to write: means, medians, and the margin over the top token with its interval.
         cfg: `inversion` (section), `settings` (the model's section), `hook_point`, `seed`, `device`.
@@ -49,7 +49,7 @@ def main(
         Activity.read(activity),
         [Chosen(**one) for one in content["chosen"]],
         [Card(**card) for card in content["cards"]],
-        pd.read_parquet(found[0]) if found else None,
+        pd.read_parquet(found) if found else None,
         dict(zip(known["feature"], known["top_tokens"], strict=True)),
     )
     table.to_parquet(explanations)

@@ -27,7 +27,7 @@ def selection(table: pd.DataFrame) -> plt.Figure:
         axes.stairs(np.histogram(values, edges)[0], edges, color="0.6", label="all that fire", fill=True)
         axes.stairs(np.histogram(values[passing], edges)[0], edges, color=colour(0), label="pass", linewidth=1.2)
         axes.set_xlabel("entropy / log N" if name == "entropy" else "log10 share of tokens")
-    left.set_ylabel("latents")
+        axes.set_ylabel("latents")
     left.legend()
     shown = table.dropna(subset=["activity_x"])
     noise = shown["cluster_activity"] < 0
@@ -61,7 +61,7 @@ def ratios(table: pd.DataFrame) -> plt.Figure:
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set_xticks(range(len(names)), [METHODS[name] for name in names])
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel("activation / highest on text")
+    axes.set(ylabel="activation / highest on text", title="a point per feature; bars are medians")
     return figure
 
 
@@ -110,8 +110,10 @@ def fronts(table: pd.DataFrame, texts: pd.DataFrame) -> plt.Figure:
         axes.set_title(f"feature {feature}")
     for axes in list(grid.flat)[len(features) :]:
         axes.set_visible(False)
-    for axes in grid[-1]:
-        axes.set_xlabel("cross-entropy (nats)")
+    for column in range(columns):
+        lowest = grid[(len(features) - 1 - column) // columns, column]
+        lowest.set_xlabel("cross-entropy (nats)")
+        lowest.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         axes.set_ylabel("ratio")
     handles, labels = grid[0, 0].get_legend_handles_labels()
