@@ -32,7 +32,7 @@ def test_every_chosen_feature_has_a_text_by_each_search(inverted):
 
 
 def test_searches_keep_to_their_budget_and_gradients_find_more_than_chance(inverted):
-    project, folder = inverted
+    _, folder = inverted
     curves = pd.read_parquet(folder / "curves.parquet")
     assert curves["evaluations"].max() <= 300
     best = pd.read_parquet(folder / "texts.parquet").groupby("method")["ratio"].median()
