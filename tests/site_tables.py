@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 
+from saeflow.datasets.images import ImageSplit
 from saeflow.publish.site.features import FACTS, PATTERNS, ImageFeatures
 from saeflow.publish.site.run import Job, by_rule, edges, longest_path
+from saeflow.publish.site.text_features import TextFeatures
 
 SIDE, CLASSES = 8, 10
+IMAGES = ImageSplit(np.random.default_rng(1).random((50, 1, SIDE, SIDE), np.float32), np.arange(50) % CLASSES)
 
 
 def image_features(variant: str, n: int, seed: int = 0) -> ImageFeatures:
@@ -32,7 +35,45 @@ def image_features(variant: str, n: int, seed: int = 0) -> ImageFeatures:
         "image_shape": np.array([SIDE, SIDE]),
     }
     arrays["top_images"][5] = -1
-    return ImageFeatures(table, arrays)
+    return ImageFeatures(table, arrays, IMAGES)
+
+
+def text_features(n: int, seed: int = 0) -> TextFeatures:
+    """Features of an SAE of a language model, with two contexts each; latent 5 is dead."""
+    draw = np.random.default_rng(seed)
+    words = np.array([" the", " cat", " sat", ".", " </script>", "\n"])
+    alive = [i for i in range(n) if i != 5]
+    table = pd.DataFrame(
+        {
+            "density": draw.random(n),
+            "mean_activation": draw.random(n),
+            "max_activation": 1.0,
+            "dead": [i == 5 for i in range(n)],
+            "histogram": [[3, 2, 1]] * n,
+            "bin_edges": [[0.0, 0.3, 0.6, 1.0]] * n,
+            "top_tokens": [[" cat", " dog"]] * n,
+            "top_logits": [[0.5, 0.25]] * n,
+            "bottom_tokens": [["."]] * n,
+            "bottom_logits": [[-0.5]] * n,
+            "neighbours": [[(i + 1) % n] for i in range(n)],
+            "neighbour_coactivation": [[0.5]] * n,
+            "decoder_norm": 1.0,
+        }
+    )
+    values = draw.random((2 * len(alive), 6)) * (draw.random((2 * len(alive), 6)) < 0.5)
+    values[:, 1] = 1.0
+    contexts = pd.DataFrame(
+        {
+            "feature": np.repeat(alive, 2),
+            "rank": np.tile([0, 1], len(alive)),
+            "document": draw.integers(99, size=2 * len(alive)),
+            "activation": values.max(1),
+            "tokens": [words[draw.permutation(6)] for _ in range(2 * len(alive))],
+            "activations": list(values),
+        }
+    )
+    summary = {"model": "words", "hook_point": "model.layers.0", "variant": "topk"}
+    return TextFeatures(table, contexts, summary)
 
 
 def classifiers() -> pd.DataFrame:

@@ -28,7 +28,8 @@ def look(page: Page, address: str, complaints: list[str]) -> dict:
         "complaints": list(complaints),
         "overflow": page.evaluate("document.documentElement.scrollWidth - innerWidth"),
     }
-    page.screenshot(path=SHOTS / f"{Path(address.partition('#')[0]).stem}-{page.viewport_size['width']}.png")
+    name = address.rpartition(".html")[0].rpartition("/")[2] + address.partition("#")[2].replace("/", "-")
+    page.screenshot(path=SHOTS / f"{name}-{page.viewport_size['width']}.png", full_page=True)
     violations = Axe().run(page).response["violations"]
     seen["axe"] = [v["id"] for v in violations if v["impact"] in ("serious", "critical")]
     return seen
@@ -56,7 +57,7 @@ def explore(page: Page, site: str) -> dict:
     return seen
 
 
-SITE, FEATURE, SEEN = sys.argv[1:]
+SITE, SEEN, *FEATURES = sys.argv[1:]
 SHOTS = Path(SEEN).parent
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
@@ -71,9 +72,9 @@ with sync_playwright() as playwright:
                 lambda message, found=complaints: found.append(message.text) if message.type == "error" else None,
             )
             page.on("pageerror", lambda error, found=complaints: found.append(str(error)))
-            for file in sorted(Path(SITE).glob("*.html")):
-                address = f"file://{file}" + (f"#{FEATURE}" if file.name == "feature.html" else "")
-                result[f"{file.name} {size} {theme}"] = look(page, address, complaints)
+            names = [file.name for file in sorted(Path(SITE).glob("*.html")) if file.name != "feature.html"]
+            for name in [*names, *(f"feature.html#{feature}" for feature in FEATURES)]:
+                result[f"{name} {size} {theme}"] = look(page, f"file://{SITE}/{name}", complaints)
     result["explorer"] = explore(page, f"file://{SITE}")
     browser.close()
 Path(SEEN).write_text(json.dumps(result))

@@ -6,17 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from site_tables import classifiers, image_features, injection_tables, run_data, saes
+from site_tables import classifiers, image_features, injection_tables, run_data, saes, text_features
 
-from saeflow.datasets.images import ImageSplit
 from saeflow.publish.site import data, features, pages
 
 ROOT = Path(__file__).parents[2]
 N = 12_000
 """Features of each of two SAEs: more than a page could hold as rows."""
+M = 200
+"""Features of an SAE of a language model."""
+OF_IMAGES, OF_TEXT = "ConvNet-full-s0/last.pre/relu-s0/11999", "words/model.layers.0/topk/199"
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def site(tmp_path_factory) -> Path:
 
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     pages.write(pages.Study(config, tables, injection=injection_tables()), folder, plotly_js)
-    images = ImageSplit(np.random.default_rng(0).random((50, 1, 8, 8), np.float32), np.arange(50) % 10)
-    features.write([image_features(v, N) for v in ("topk", "relu")], images, folder / "features")
+    shown = [*(image_features(v, N) for v in ("topk", "relu")), text_features(M)]
+    features.write(shown, folder / "features")
     data.write(folder / "run_data.js", "run", run_data())
     return folder
 
@@ -59,17 +60,15 @@ def site(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def seen(playwright, site) -> dict:
     out = site.parent / "seen.json"
-    feature = "ConvNet-full-s0/last.pre/relu-s0/11999"
-    done = subprocess.run(
-        [playwright, ROOT / "tests/integration/site_side.py", site, feature, out], capture_output=True, text=True
-    )
+    side = ROOT / "tests/integration/site_side.py"
+    done = subprocess.run([playwright, side, site, out, OF_IMAGES, OF_TEXT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
 
 def test_every_page_loads_from_disk_without_a_complaint_and_fits_phones(seen):
     looked_at = {name: page for name, page in seen.items() if name != "explorer"}
-    assert len(looked_at) == 5 * 2 * 2
+    assert len(looked_at) == 6 * 2 * 2
     for name, page in looked_at.items():
         assert page["complaints"] == [], name
         assert page["overflow"] <= 0, name
@@ -77,14 +76,16 @@ def test_every_page_loads_from_disk_without_a_complaint_and_fits_phones(seen):
 
 
 def test_a_deep_link_opens_its_feature(seen):
-    assert seen["feature.html wide light"]["title"] == "Feature 11999 of ConvNet-full-s0/last.pre/relu-s0"
+    for address in (OF_IMAGES, OF_TEXT):
+        sae, _, feature = address.rpartition("/")
+        assert seen[f"feature.html#{address} wide light"]["title"] == f"Feature {feature} of {sae}"
 
 
 def test_the_explorer_holds_all_features_and_draws_few(seen):
     explorer = seen["explorer"]
-    assert explorer["status"] == f"{2 * N - 2:,} features"  # one of each SAE is dead
+    assert explorer["status"] == f"{2 * N + M - 3:,} features"  # one of each SAE is dead
     assert explorer["rows_drawn"] < 100
-    assert explorer["last_row"] == str(2 * N - 2 + 1)
+    assert explorer["last_row"] == str(2 * N + M - 3 + 1)
 
 
 def test_the_explorer_sorts_by_keyboard_and_searches(seen, site):

@@ -6,12 +6,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from site_tables import classifiers, image_features, injection_tables, jobs, saes
+from site_tables import IMAGES, classifiers, image_features, injection_tables, jobs, saes, text_features
 
-from saeflow.datasets.images import ImageSplit
 from saeflow.publish.site import data, features, pages, run
-
-IMAGES = ImageSplit(np.random.default_rng(1).random((50, 1, 8, 8), np.float32), np.arange(50) % 10)
 
 
 def test_data_come_back_as_they_were_and_cannot_end_their_script(tmp_path):
@@ -27,7 +24,7 @@ def test_data_come_back_as_they_were_and_cannot_end_their_script(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "features"
-    features.write([image_features("topk", 150), image_features("relu", 70, seed=1)], IMAGES, folder)
+    features.write([image_features("topk", 150), image_features("relu", 70, seed=1), text_features(70)], folder)
     return folder
 
 
@@ -36,6 +33,7 @@ def test_the_index_has_the_numbers_of_the_table(folder):
     assert [(sae["name"], sae["n"]) for sae in listed["saes"]] == [
         ("ConvNet-full-s0/last.pre/topk-s0", 150),
         ("ConvNet-full-s0/last.pre/relu-s0", 70),
+        ("words/model.layers.0/topk", 70),
     ]
     table = image_features("relu", 70, seed=1).table
     index = data.read(folder / listed["saes"][1]["name"] / "index.js")
@@ -68,6 +66,28 @@ def test_a_dead_feature_has_a_page_without_examples(folder):
     assert page["dead"]
     assert page["top"] == []
     assert page["facts"]["auroc"] is None
+
+
+def test_a_feature_of_text_is_told_by_the_tokens_that_carry_it_and_shown_in_its_contexts(folder):
+    sae = text_features(70)
+    index = data.read(folder / sae.name / "index.js")
+    np.testing.assert_allclose(index["density"], sae.table.density, rtol=1e-5)
+    assert index["says"][5] == "fires on no text"
+    chunk = data.read(folder / sae.name / "1.js")
+    page = chunk["features"][69 - features.CHUNK]
+    assert chunk["spaced"]
+    assert page["says"] == index["says"][69]
+    own = sae.contexts[sae.contexts.feature == 69]
+    assert [one["tokens"] for one in page["top"]] == [list(tokens) for tokens in own.tokens]
+    for shown, values in zip(page["top"], own.activations, strict=True):
+        np.testing.assert_allclose(shown["values"], values, rtol=1e-5)
+    carried: dict[str, float] = {}
+    for tokens, values in zip(own.tokens, own.activations, strict=True):
+        for token, value in zip(tokens, values, strict=True):
+            carried[token] = carried.get(token, 0) + value
+    assert page["says"].startswith(f"on {max(carried, key=carried.get)!r}")
+    assert page["says"].endswith("; raises ' cat', ' dog'")
+    assert data.read(folder / sae.name / "0.js")["features"][5]["top"] == []
 
 
 CONFIG = {

@@ -138,10 +138,16 @@ rule report:
 
 SITE = "<results>/site"
 PAGES = ["index", "run"]
-if CAPTURED:
+EXPLORED = bool(CAPTURED or LANGUAGE_REPORTED)
+if EXPLORED:
     PAGES += ["features", "feature"]
 if STUDY.injection:
     PAGES += ["injection"]
+
+
+def features_of_text(file):
+    """A file of each SAE of a language model whose features are shown."""
+    return each_hook(f"{TEXT_FEATURES}/{file}", variant=TEXT_VARIANTS) if LANGUAGE_REPORTED else []
 
 
 rule write_site:
@@ -179,7 +185,7 @@ rule write_site:
 
 rule write_site_features:
     input:
-        dataset=IMAGES,
+        dataset=IMAGES if CAPTURED else [],
         tables=each(
             f"{FEATURES}/features.parquet",
             **TRAINED_AT,
@@ -194,6 +200,9 @@ rule write_site_features:
             variant=VARIANTS,
             sae_seed=SAE_SEEDS,
         ),
+        texts=features_of_text("features.parquet"),
+        contexts=features_of_text("contexts.parquet"),
+        summaries=features_of_text("summary.json"),
         lib=library("write_site_features"),
     output:
         folder=directory(f"{SITE}/features"),
@@ -228,7 +237,7 @@ RESULTS = [
     DRAWN,
     rules.write_report.output,
     rules.write_site.output,
-    rules.write_site_features.output if CAPTURED else [],
+    rules.write_site_features.output if EXPLORED else [],
 ]
 
 
@@ -300,7 +309,7 @@ rule write_site_run:
 rule site:
     input:
         rules.write_site.output,
-        rules.write_site_features.output if CAPTURED else [],
+        rules.write_site_features.output if EXPLORED else [],
         rules.write_site_run.output,
 
 

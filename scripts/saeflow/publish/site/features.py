@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,27 @@ FACTS = [
 PATTERNS = ("haufe", "gradient", "gradient_input")
 
 
+@runtime_checkable
+class Features(Protocol):
+    """Features of one SAE, of whatever kind."""
+
+    kind: str
+    """What its pages show, as the browser's code calls it."""
+
+    @property
+    def name(self) -> str:
+        """Folder of the SAE below `features/`, which the pages' addresses name it by."""
+
+    def __len__(self) -> int:
+        """Number of latents."""
+
+    def index(self) -> dict[str, list[Any]]:
+        """A value per feature for each column of the explorer."""
+
+    def pages(self) -> Iterator[dict[str, Any]]:
+        """Content of each chunk: pages of its features, and what they share."""
+
+
 @dataclass(frozen=True)
 class ImageFeatures:
     """Features of one SAE on images, as `analyze_features` writes them.
@@ -32,20 +53,24 @@ class ImageFeatures:
     Arguments:
         table: a row per latent.
         arrays: the arrays behind the pictures.
+        images: of the training split.
     """
 
+    kind = "images"
     table: pd.DataFrame
     arrays: Mapping[str, np.ndarray]
+    images: ImageSplit
+
+    def __len__(self) -> int:
+        return len(self.table)
 
     @property
     def name(self) -> str:
-        """Folder of the SAE below `features/`, which the pages' addresses name it by."""
         row = self.table.iloc[0]
         model = f"{row.architecture}-{row.role}-s{row.seed}"
         return f"{model}/{row.hook_point}/{row.variant}-s{row.sae_seed}"
 
     def index(self) -> dict[str, list[Any]]:
-        """A value per feature for each column of the explorer."""
         t = self.table
         return {
             "density": t.test_activation_rate.tolist(),
@@ -55,9 +80,8 @@ class ImageFeatures:
             "says": t.hypothesis.tolist(),
         }
 
-    def pages(self, images: ImageSplit) -> Iterator[dict[str, Any]]:
-        """Content of each chunk: pages of its features, and the images that they show."""
-        a, pixels = self.arrays, np.round(255 * images.inputs()).astype(np.uint8)
+    def pages(self) -> Iterator[dict[str, Any]]:
+        a, pixels = self.arrays, np.round(255 * self.images.inputs()).astype(np.uint8)
         rows = self.table[[*FACTS, "dead", "hypothesis"]].to_dict("records")
         for start in range(0, len(self.table), CHUNK):
             features = range(start, min(start + CHUNK, len(self.table)))
@@ -66,7 +90,7 @@ class ImageFeatures:
             yield {
                 "shape": a["image_shape"],
                 "classes": a["label_rows"],
-                "images": {int(i): [data.packed(pixels[i]), int(images.labels[i])] for i in shown},
+                "images": {int(i): [data.packed(pixels[i]), int(self.images.labels[i])] for i in shown},
                 "features": [self._page(i, rows[i]) for i in features],
             }
 
@@ -86,13 +110,13 @@ class ImageFeatures:
         }
 
 
-def write(saes: Sequence[ImageFeatures], images: ImageSplit, folder: Path) -> None:
+def write(saes: Sequence[Features], folder: Path) -> None:
     """Write `index.js` over all SAEs, and below a folder for each its own index and its pages."""
-    listed = [{"name": sae.name, "n": len(sae.table), "kind": "images"} for sae in saes]
+    listed = [{"name": sae.name, "n": len(sae), "kind": sae.kind} for sae in saes]
     data.write(folder / "index.js", "features", {"chunk": CHUNK, "saes": listed})
     for sae in saes:
         data.write(folder / sae.name / "index.js", f"features/{sae.name}", sae.index())
-        for k, chunk in enumerate(sae.pages(images)):
+        for k, chunk in enumerate(sae.pages()):
             data.write(folder / sae.name / f"{k}.js", f"features/{sae.name}/{k}", chunk)
 
 

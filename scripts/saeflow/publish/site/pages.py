@@ -64,7 +64,7 @@ class Study:
     def pages(self) -> dict[str, str]:
         """Files and names of the pages, in the order of the menu."""
         found = {"index.html": "Overview"}
-        if "saes" in self.tables:
+        if "saes" in self.tables or self.language:
             found["features.html"] = "Features"
         if self.injection:
             found["injection.html"] = "Injection"

@@ -12,7 +12,11 @@
     decoder_norm: "decoder norm", encoder_cosine: "cosine of encoder and decoder", auroc_train: "hypothesis, AUROC, training split",
     auroc: "hypothesis, AUROC, test split", auroc_null_p95: "95th percentile, shuffled", p_value: "p", precision: "precision", recall: "recall",
   };
-  const SHARES = ["activation_rate", "test_activation_rate", "label_share", "flip_rate", "precision", "recall"];
+  const OF_TEXT = {
+    density: "tokens on which it fires", mean_activation: "mean activation when it fires", max_activation: "highest activation",
+    decoder_norm: "decoder norm",
+  };
+  const SHARES = ["density", "activation_rate", "test_activation_rate", "label_share", "flip_rate", "precision", "recall"];
   const PATTERNS = { haufe: "Covariance with its activation (Haufe)", gradient: "Mean gradient", gradient_input: "Gradient × input" };
 
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -44,10 +48,10 @@
   }
 
   function facts(content, names) {
-    const rows = names.filter((name) => content[name] !== undefined).map((name) => {
+    const rows = Object.keys(names).filter((name) => content[name] !== undefined).map((name) => {
       const value = content[name];
       const text = SHARES.includes(name) && value !== null ? `${number(100 * value)} %` : number(value);
-      return make("tr", {}, make("th", { scope: "row" }, NAMES[name] || name.replaceAll("_", " ")), make("td", {}, text));
+      return make("tr", {}, make("th", { scope: "row" }, names[name]), make("td", {}, text));
     });
     return make("table", {}, make("tbody", {}, ...rows));
   }
@@ -81,9 +85,44 @@
         bars("Logit change when its decoder row is added", classes, content.addition),
         bars("Logit change when it is removed", classes, content.ablation)),
       make("h2", {}, "Numbers"),
-      make("div", { class: "columns" }, facts(content.facts, Object.keys(NAMES)), neighbours(sae, content, "Nearest decoder rows (cosine)")),
+      make("div", { class: "columns" }, facts(content.facts, NAMES), neighbours(sae, content, "Nearest decoder rows (cosine)")),
     ];
   }
+
+  // A context with each token shaded by its share of the feature's highest activation.
+  function context(one, largest, spaced) {
+    const spans = one.tokens.map((token, t) => {
+      const share = Math.round((70 * Math.max(one.values[t], 0)) / largest);
+      const style = share ? `background:color-mix(in srgb, var(--heat) ${share}%, transparent)` : "";
+      return make("span", { style, title: number(one.values[t]) }, token.replaceAll("\n", "↵"));
+    });
+    return make("li", {},
+      make("p", { class: spaced ? "tokens" : "tokens words" }, ...spans),
+      make("span", { class: "note" }, `${number(one.value)}, document ${one.document}`));
+  }
+
+  function ofText(sae, chunk, content) {
+    const largest = Math.max(content.facts.max_activation, 1e-12);
+    const { counts, edges } = content.histogram;
+    const bins = counts.map((count, b) => [`${number(edges[b], 2)} to ${number(edges[b + 1], 2)}`, count]);
+    const from = bins.findIndex(([, count]) => count > 0);
+    return [
+      make("h2", {}, "Strongest contexts"),
+      make("p", { class: "note" }, "Training text around the tokens on which it is highest; the deeper the shade, the higher its activation."),
+      content.top.length
+        ? make("ol", { class: "contexts" }, ...content.top.map((one) => context(one, largest, chunk.spaced)))
+        : make("p", {}, "It fires on no token of the training text."),
+      make("h2", {}, "Tokens and logits"),
+      make("p", { class: "note" }, "Logit lens: the unembedding times its decoder row, centred over the vocabulary."),
+      make("div", { class: "columns" },
+        bars("Raises most", ...content.raises), bars("Lowers most", ...content.lowers),
+        bars("Tokens by activation", bins.slice(Math.max(from, 0)).map(([name]) => name), bins.slice(Math.max(from, 0)).map(([, count]) => count))),
+      make("h2", {}, "Numbers"),
+      make("div", { class: "columns" }, facts(content.facts, OF_TEXT), neighbours(sae, content, "Fire on the same tokens (Jaccard)")),
+    ];
+  }
+
+  const KINDS = { images: ofImages, text: ofText };
 
   async function show() {
     const [, sae, feature] = decodeURIComponent(location.hash.slice(1)).match(/^(.+)\/(\d+)$/) || [];
@@ -103,7 +142,7 @@
         make("p", { class: "lead" }, make("a", { href: `features.html#${sae}` }, sae), content.dead ? ", dead" : "", " · ",
           step(+feature - 1, "previous"), " ", step(+feature + 1, "next")),
         make("p", {}, make("b", {}, "Hypothesis: "), content.says),
-        ...ofImages(sae, chunk, content),
+        ...KINDS[about.kind](sae, chunk, content),
       );
       ready();
     } catch (error) {

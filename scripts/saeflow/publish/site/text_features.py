@@ -1,0 +1,98 @@
+"""What the feature explorer shows of an SAE of a language model: contexts, tokens, logits."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from saeflow.publish.site.features import CHUNK, TOP
+
+FACTS = ["density", "mean_activation", "max_activation", "decoder_norm"]
+SAID = 4
+"""Tokens that stand for a feature in the explorer."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Features of one SAE of a language model, as `analyze_language_features` writes them.
+
+    Arguments:
+        table: a row per latent.
+        contexts: a row per latent and context, the latent's strongest first.
+        summary: which SAE it is.
+    """
+
+    kind = "text"
+    table: pd.DataFrame
+    contexts: pd.DataFrame
+    summary: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.summary[key] for key in ("model", "hook_point", "variant"))
+
+    def index(self) -> dict[str, list[Any]]:
+        t = self.table
+        return {
+            "density": t.density.tolist(),
+            "max": t.max_activation.tolist(),
+            "score": [None] * len(t),
+            "dead": t.dead.astype(int).tolist(),
+            "says": [self._says(i) for i in range(len(t))],
+        }
+
+    def pages(self) -> Iterator[dict[str, Any]]:
+        # Tokens of a vocabulary of whole words do not carry the space in front of them.
+        spaced = any(token.startswith(" ") for tokens in self.contexts.tokens for token in tokens)
+        for start in range(0, len(self), CHUNK):
+            yield {"spaced": spaced, "features": [self._page(i) for i in range(start, min(start + CHUNK, len(self)))]}
+
+    @cached_property
+    def _top(self) -> dict[int, pd.DataFrame]:
+        ranked = self.contexts.sort_values(["feature", "rank"], kind="stable")
+        return {int(feature): rows.head(TOP) for feature, rows in ranked.groupby("feature")}
+
+    def _says(self, i: int) -> str:
+        """The tokens that carry most of its activation in its strongest contexts, and those that it raises."""
+        if i not in self._top:
+            return "fires on no text"
+        carried: dict[str, float] = {}
+        for row in self._top[i].itertuples():
+            for token, value in zip(row.tokens, row.activations, strict=True):
+                if value > 0:
+                    carried[token] = carried.get(token, 0.0) + float(value)
+        tokens = sorted(carried, key=lambda token: (-carried[token], token))[:SAID]
+        raised = list(self.table.top_tokens[i])[:SAID]
+        return f"on {_listed(tokens)}" + (f"; raises {_listed(raised)}" if raised else "")
+
+    def _page(self, i: int) -> dict[str, Any]:
+        row = self.table.iloc[i]
+        shown = self._top[i].itertuples() if i in self._top else ()
+        return {
+            "facts": {name: row[name] for name in FACTS},
+            "dead": bool(row.dead),
+            "says": self._says(i),
+            "top": [
+                {
+                    "tokens": list(one.tokens),
+                    "values": one.activations,
+                    "value": one.activation,
+                    "document": one.document,
+                }
+                for one in shown
+            ],
+            "histogram": {"counts": row.histogram, "edges": row.bin_edges},
+            "raises": [row.top_tokens, row.top_logits],
+            "lowers": [row.bottom_tokens, row.bottom_logits],
+            "neighbours": list(zip(row.neighbours, row.neighbour_coactivation, strict=True)),
+        }
+
+
+def _listed(tokens: list[str]) -> str:
+    """Tokens in quotes: blanks inside are theirs."""
+    return ", ".join(map(repr, tokens))
