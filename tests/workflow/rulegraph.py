@@ -13,13 +13,17 @@ BLOCK = re.compile(r"(<!-- rulegraph -->\n```mermaid\n).*?(```\n)", re.DOTALL)
 def graph() -> str:
     """The rulegraph of the default study, from `snakemake --rulegraph mermaid-js`.
 
-    Snakemake numbers the rules and orders the arrows anew at each call: here each rule goes by its name, sorted.
+    Snakemake numbers the rules and orders the arrows anew at each call: here each rule goes by its name, sorted, and a
+    line has all arrows from one rule.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", ROOT, "--forceall"]
     drawn = subprocess.run([*command, "--rulegraph", "mermaid-js"], capture_output=True, text=True, check=True).stdout
     names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]", drawn, re.MULTILINE))
     arrows = re.findall(r"^\s*(id\d+) --> (id\d+)", drawn, re.MULTILINE)
-    return "flowchart TB\n" + "".join(sorted(f"    {names[a]} --> {names[b]}\n" for a, b in arrows))
+    reached: dict[str, set[str]] = {}
+    for a, b in arrows:
+        reached.setdefault(names[a], set()).add(names[b])
+    return "flowchart TB\n" + "".join(f"    {a} --> {' & '.join(sorted(reached[a]))}\n" for a in sorted(reached))
 
 
 def shown() -> str:
