@@ -12,20 +12,33 @@ from saeflow.publish.site import pages
 from saeflow.rule import run
 
 
-def main(*, tables: list[Path], language: list[Path], injection: list[Path], index: Path, cfg: dict) -> None:
+def main(
+    *,
+    tables: list[Path],
+    language: list[Path],
+    injection: list[Path],
+    geometry: list[Path],
+    index: Path,
+    cfg: dict,
+) -> None:
     """
     Arguments:
         tables: of the classifiers, their SAEs and features, as far as the study has them.
         language: tables of `gather_language_tables`; none without language models.
         injection: `summary`, `pairs` and `curve` of the injection study; none without one.
+        geometry: tables of each language model's geometry, below a folder of its name; none without one.
         index: index.html, written into the folder of the site beside the other pages.
         cfg: `study` (the whole config).
     """
+    measured: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in geometry:
+        measured.setdefault(path.parent.parent.name, {})[path.stem] = pd.read_parquet(path)
     study = pages.Study(
         config=cfg["study"],
         tables={path.stem: pd.read_parquet(path) for path in tables},
         language={path.stem: pd.read_parquet(path) for path in language},
         injection={path.stem: pd.read_parquet(path) for path in injection},
+        geometry=measured,
     )
     pages.write(study, index.parent, Path(str(resources.files("plotly") / "package_data" / "plotly.min.js")))
 

@@ -131,3 +131,47 @@ def run_data() -> dict:
     content = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:01:00+00:00", "machines": [machine]}
     content |= {"jobs": [vars(job) for job in jobs()], "rules": by_rule(jobs()), "edges": edges(jobs())}
     return content | {"path": longest_path(jobs())}
+
+
+def geometry_tables() -> dict[str, pd.DataFrame]:
+    """Tables of one model's geometry: two statistics beside a control, a tetrahedron, two arms, dose and response."""
+    judged = {"statistic": ["parent AUC", "nested angle"] * 2, "case": ["model"] * 2 + ["shuffled rows"] * 2}
+    verdicts = pd.DataFrame(
+        judged
+        | {"value": [0.95, 90.0, 0.5, 90.0], "target": [">= 0.9", ""] * 2}
+        | {
+            "verdict": ["pass", "uninformative", "fail", "uninformative"],
+            "low": [0.9, 89, 0.4, 89],
+            "high": [1, 91, 0.6, 91],
+        }
+    )
+    corners = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    points = pd.DataFrame(corners, columns=["x", "y", "z"], dtype=float)
+    points = points.assign(parent="animal", child="animal/bird", text="bird", kind="vertex", view="polytope")
+    points = pd.concat([points, points.assign(kind="word", view="plane"), points.assign(kind="word", text="owl")])
+    arms = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "step": step, "purity": purity + seed / 10, "ev": 0.9, "absorption": None}
+            for arm, purity in (("baseline_scheduled", 0.5), ("teacher", 0.7))
+            for seed in (0, 1)
+            for step in (10, 30)
+        ]
+    )
+    compared = {"comparison": ["teacher against baseline_scheduled"], "quantity": ["purity, difference"]}
+    compared |= {
+        "target": [">= +0.1"],
+        "value": [0.2],
+        "low": [0.1],
+        "high": [0.3],
+        "n_seeds": [2],
+        "verdict": ["pass"],
+    }
+    doses = pd.DataFrame({"dose": [1.0, 2.0] * 2, "kind": ["parent"] * 2 + ["random"] * 2})
+    doses = doses.assign(site="final layer", concept="animal", target=[1.0, 2.0, 0.1, 0.1], other=[0.1, 0.2, 0.1, 0.1])
+    return {
+        "phase1_verdicts": verdicts,
+        "phase1_points": points,
+        "arms": arms,
+        "arms_verdicts": pd.DataFrame(compared),
+        "interventions": doses,
+    }

@@ -6,7 +6,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from site_tables import IMAGES, classifiers, image_features, injection_tables, jobs, saes, text_features
+from site_tables import (
+    IMAGES,
+    classifiers,
+    geometry_tables,
+    image_features,
+    injection_tables,
+    jobs,
+    saes,
+    text_features,
+)
 
 from saeflow.publish.site import data, features, pages, run
 
@@ -127,6 +136,18 @@ def test_the_overview_has_the_numbers_of_the_tables():
     assert of_saes.rows[0] == topk
     assert len(of_injection.rows) == 1  # references are no headline
     assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0"]
+
+
+def test_the_geometry_page_has_the_tables_of_each_model_and_one_view_of_its_points():
+    tables = geometry_tables()
+    seen = pages.Study(CONFIG, {}, geometry={"words": tables})
+    assert "geometry.html" in seen.pages
+    shown = pages.geometry(seen)["words"]
+    assert len(shown["points"]) == (tables["phase1_points"].view == "polytope").sum()
+    for name in ("verdicts", "arms", "comparisons", "interventions"):
+        pd.testing.assert_frame_equal(shown[name], tables[pages.GEOMETRY_TABLES[name]])
+    short = pages.geometry(pages.Study(CONFIG, {}, geometry={"words": {k: tables[k] for k in list(tables)[:2]}}))
+    assert set(short["words"]) == {"verdicts", "points"}
 
 
 def test_the_overview_of_a_study_of_language_models_alone_has_theirs():

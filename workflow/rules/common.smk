@@ -48,7 +48,8 @@ INJECTION = "<results>/injection"
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
 # Filled by language.smk and geometry.smk.
-LANGUAGE_RESULTS, LANGUAGE_REPORTED, GEOMETRY_RESULTS = [], [], []
+LANGUAGE_RESULTS, LANGUAGE_REPORTED, TEXT_FEATURES_SHOWN = [], [], []
+GEOMETRY_RESULTS, GEOMETRY_SHOWN = [], []
 # Where the files of a language study lie: no part of what it shows.
 PATHS_OF_LANGUAGE = {}
 if STUDY.language:

@@ -303,6 +303,10 @@ if GEOMETRY_SPEC.hierarchical:
         rules.evaluate_hierarchical_saes.output,
         rules.intervene.output,
     ]
+SHOWN_TABLES = ["phase1_verdicts", "phase1_points"]
+if GEOMETRY_SPEC.hierarchical:
+    SHOWN_TABLES += ["arms", "arms_verdicts", "interventions"]
+GEOMETRY_SHOWN += each(f"{GEOMETRY}/tables/{{table}}.parquet", language_model=MEASURED_MODELS, table=SHOWN_TABLES)
 GEOMETRY_RESULTS += [each(path, language_model=MEASURED_MODELS) for files in GEOMETRY_FILES for path in files]
 
 

@@ -282,6 +282,7 @@ rule gather_language_tables:
 if TEXT_VARIANTS:
     LANGUAGE_RESULTS += [rules.gather_language_tables.output]
     LANGUAGE_REPORTED += rules.gather_language_tables.output.parquet
+    TEXT_FEATURES_SHOWN += each_hook(f"{TEXT_FEATURES}/{{file}}", file=FEATURE_FILES, variant=TEXT_VARIANTS)
 LANGUAGE_RESULTS += [
     DOCUMENTS,
     *(each(f"{LANGUAGE}/models/{name}/{{file}}", file=(*TRAINED_FILES, "training.json")) for name in EMBEDDED_MODELS),

@@ -143,11 +143,8 @@ if EXPLORED:
     PAGES += ["features", "feature"]
 if STUDY.injection:
     PAGES += ["injection"]
-
-
-def features_of_text(file):
-    """A file of each SAE of a language model whose features are shown."""
-    return each_hook(f"{TEXT_FEATURES}/{file}", variant=TEXT_VARIANTS) if LANGUAGE_REPORTED else []
+if GEOMETRY_SHOWN:
+    PAGES += ["geometry"]
 
 
 rule write_site:
@@ -161,13 +158,14 @@ rule write_site:
             f"{INJECTION}/tables/{{table}}.parquet",
             table=("summary", "pairs", "curve") if STUDY.injection else (),
         ),
+        geometry=GEOMETRY_SHOWN,
         files=site_files(),
         lib=library("write_site"),
     output:
         index=f"{SITE}/index.html",
         pages=each(f"{SITE}/{{page}}.html", page=PAGES[1:]),
         assets=directory(f"{SITE}/assets"),
-        data=[f"{SITE}/injection.js"] if STUDY.injection else [],
+        data=[f"{SITE}/{page}.js" for page in ("injection", "geometry") if page in PAGES],
     log:
         "<results>/logs/write_site.log",
     benchmark:
@@ -200,9 +198,9 @@ rule write_site_features:
             variant=VARIANTS,
             sae_seed=SAE_SEEDS,
         ),
-        texts=features_of_text("features.parquet"),
-        contexts=features_of_text("contexts.parquet"),
-        summaries=features_of_text("summary.json"),
+        texts=[path for path in TEXT_FEATURES_SHOWN if path.endswith("features.parquet")],
+        contexts=[path for path in TEXT_FEATURES_SHOWN if path.endswith("contexts.parquet")],
+        summaries=[path for path in TEXT_FEATURES_SHOWN if path.endswith("summary.json")],
         lib=library("write_site_features"),
     output:
         folder=directory(f"{SITE}/features"),

@@ -17,6 +17,14 @@ from saeflow.record import versions
 HERE = Path(__file__).parent
 PAIRS_COLUMNS = ["label", "tier", "site", "source", "target", "transfer"]
 CURVE_COLUMNS = ["label", "tier", "site", "gamma", "transfer", "specificity"]
+GEOMETRY_TABLES = {
+    "verdicts": "phase1_verdicts",
+    "points": "phase1_points",
+    "arms": "arms",
+    "comparisons": "arms_verdicts",
+    "interventions": "interventions",
+}
+"""Tables of the geometry page, by the name that they have there; the last three are of hierarchical SAEs."""
 SUMMARY_COLUMNS = [
     *("label", "family", "tier", "site", "transfer", "transfer_std", "transfer_low", "transfer_high", "worst_transfer"),
     *("specificity", "specificity_std", "preservation", "preservation_std", "excess", "n_pairs"),
@@ -53,12 +61,14 @@ class Study:
         tables: `classifiers` of studies with networks, and with their SAEs `saes` and `features_summary`.
         language: `saes` and `features_summary` of language models; empty without one.
         injection: `summary`, `pairs` and `curve` of the injection study; empty without one.
+        geometry: `GEOMETRY_TABLES` of each language model whose geometry was measured; empty without one.
     """
 
     config: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
     language: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     injection: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    geometry: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
 
     @property
     def pages(self) -> dict[str, str]:
@@ -68,11 +78,13 @@ class Study:
             found["features.html"] = "Features"
         if self.injection:
             found["injection.html"] = "Injection"
+        if self.geometry:
+            found["geometry.html"] = "Geometry"
         return found | {"run.html": "Run"}
 
 
 def write(study: Study, folder: Path, plotly: Path) -> None:
-    """Write every page, what pages share, and the data of the injection page.
+    """Write every page, what pages share, and the data of the pages of injection and geometry.
 
     Arguments:
         plotly: plotly.min.js, which the site brings along.
@@ -99,6 +111,8 @@ def write(study: Study, folder: Path, plotly: Path) -> None:
         shutil.copyfile(source, assets / source.name)
     if study.injection:
         data.write(folder / "injection.js", "injection", injection(study))
+    if study.geometry:
+        data.write(folder / "geometry.js", "geometry", geometry(study))
 
 
 def overview(study: Study) -> dict[str, Any]:
@@ -219,3 +233,14 @@ def injection(study: Study) -> dict[str, Any]:
         "pairs": tables["pairs"][PAIRS_COLUMNS],
         "curve": tables["curve"][CURVE_COLUMNS],
     }
+
+
+def geometry(study: Study) -> dict[str, Any]:
+    """Data of the geometry page, by language model."""
+    found = {}
+    for model, tables in study.geometry.items():
+        shown = {name: tables[table] for name, table in GEOMETRY_TABLES.items() if table in tables}
+        points = shown["points"]
+        solid = points[points.view == "polytope"].drop(columns="view")
+        found[model] = shown | {"points": solid}
+    return found
