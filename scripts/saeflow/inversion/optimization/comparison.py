@@ -1,5 +1,6 @@
 """All methods on the same features, with the same starts and budget, as tables."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from saeflow.config_inversion import Optimization
 from saeflow.inversion.optimization import baselines, epo, gcg, measures, soft
 from saeflow.inversion.optimization.objective import Objective
 from saeflow.inversion.optimization.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 _FRONTS_BEHIND = 16  # texts of the data set that robustness puts in front
 
@@ -63,6 +66,7 @@ def compare(
     def passed(method: str) -> None:
         nonlocal began
         seconds[method], began = time.perf_counter() - began, time.perf_counter()
+        log.info("%s: %d features, %.0f s", method, n, seconds[method])
 
     at_start = objective.scores(starts.flatten(0, 1), numbers.repeat_interleave(spec.restarts)).view(n, -1)
     sequences = {"dataset": starts[numbers, at_start.argmax(1)]}
