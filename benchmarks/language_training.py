@@ -153,7 +153,10 @@ def ours(job: dict) -> dict[str, float]:
 def theirs(job: dict) -> dict[str, float]:
     """An SAE after the other; the sum of their times."""
     found = [
-        told([create("sae-lens"), ROOT / "benchmarks/peers/train_sae_lens.py"], job | {"hook": name, "lr": job["peer_lr"]})
+        told(
+            [create("sae-lens"), ROOT / "benchmarks/peers/train_sae_lens.py"],
+            job | {"hook": name, "lr": job["peer_lr"]},
+        )
         for name in job["hooks"]
     ]
     return {kind: sum(times[kind] for times in found) for kind in found[0]}
