@@ -17,6 +17,7 @@ def main(
     tables: list[Path],
     language: list[Path],
     injection: list[Path],
+    inversion: list[Path],
     geometry: list[Path],
     index: Path,
     cfg: dict,
@@ -26,10 +27,14 @@ def main(
         tables: of the classifiers, their SAEs and features, as far as the study has them.
         language: tables of `gather_language_tables`; none without language models.
         injection: `summary`, `pairs` and `curve` of the injection study; none without one.
+        inversion: tables of each SAE's inversion, below folders of its model, hook point and variant; none without one.
         geometry: tables of each language model's geometry, below a folder of its name; none without one.
         index: index.html, written into the folder of the site beside the other pages.
         cfg: `study` (the whole config).
     """
+    inverted: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in inversion:
+        inverted.setdefault("/".join(path.parts[-4:-1]), {})[path.stem] = pd.read_parquet(path)
     measured: dict[str, dict[str, pd.DataFrame]] = {}
     for path in geometry:
         measured.setdefault(path.parent.parent.name, {})[path.stem] = pd.read_parquet(path)
@@ -38,6 +43,7 @@ def main(
         tables={path.stem: pd.read_parquet(path) for path in tables},
         language={path.stem: pd.read_parquet(path) for path in language},
         injection={path.stem: pd.read_parquet(path) for path in injection},
+        inversion=inverted,
         geometry=measured,
     )
     pages.write(study, index.parent, Path(str(resources.files("plotly") / "package_data" / "plotly.min.js")))

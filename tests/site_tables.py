@@ -175,3 +175,24 @@ def geometry_tables() -> dict[str, pd.DataFrame]:
         "arms_verdicts": pd.DataFrame(compared),
         "interventions": doses,
     }
+
+
+def inversion_tables() -> dict[str, pd.DataFrame]:
+    """Tables of one SAE's inversion: three features on the map, two of them chosen, latent 5 dead and nowhere."""
+    selection = pd.DataFrame({"feature": [1, 2, 3, 5], "density": [0.1, 0.2, 0.3, 0.0]})
+    selection = selection.assign(role=["representative", "extreme", None, None], cluster_activity=[0, 0, -1, -1])
+    selection = selection.assign(activity_x=[0.0, 1.0, 2.0, np.nan], activity_y=[0.0, 1.0, 0.0, np.nan])
+    rows = [
+        {"feature": feature, "method": method, "text": f"{method} </script>", "ratio": ratio, "cross_entropy": 5.0}
+        for feature in (1, 2)
+        for method, ratio in (("random", 0.5), ("dataset", 1.0), ("gcg", 1.2), ("epo", 1.1))
+    ]
+    texts = pd.DataFrame(rows).assign(survived=True, evaluations=300, score=1.0)
+    fronts = pd.DataFrame({"feature": [1, 1, 2], "text": ["a", "b", "c"], "ratio": [0.9, 1.1, 1.1]})
+    scores = {name: [0.9, 0.8] for name in ("detection", "top_token_detection", "balanced_accuracy", "fuzzing")}
+    return {
+        "selection": selection,
+        "texts": texts,
+        "fronts": fronts.assign(cross_entropy=[3.0, 6.0, 6.0], gcg=False),
+        "explanations": pd.DataFrame({"feature": [1, 2], "explanation": ["fires on 'a'", "fires on 'b'"]} | scores),
+    }

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from site_tables import classifiers, geometry_tables, image_features, injection_tables, run_data, saes, text_features
+from site_tables import (
+    classifiers,
+    geometry_tables,
+    image_features,
+    injection_tables,
+    inversion_tables,
+    run_data,
+    saes,
+    text_features,
+)
 
 from saeflow.publish.site import data, features, pages
 
@@ -45,17 +54,16 @@ def site(tmp_path_factory) -> Path:
         "saes": {"variants": {"topk": {}, "relu": {}}, "seeds": [0]},
         "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"]},
         "geometry": {"hierarchical": {"k": 1}},
+        "inversion": {"clustering": {"by": "activity"}, "pipeline": {"optimize": True}},
     }
     tables = {"classifiers": classifiers(), "saes": saes()}
     tables["features_summary"] = pd.DataFrame({"latents": [2 * N]})
     import plotly
 
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    pages.write(
-        pages.Study(config, tables, injection=injection_tables(), geometry={"words": geometry_tables()}),
-        folder,
-        plotly_js,
-    )
+    sections = {"injection": injection_tables(), "geometry": {"words": geometry_tables()}}
+    sections["inversion"] = {"words/model.layers.0/topk": inversion_tables()}
+    pages.write(pages.Study(config, tables, **sections), folder, plotly_js)
     shown = [*(image_features(v, N) for v in ("topk", "relu")), text_features(M)]
     features.write(shown, folder / "features")
     data.write(folder / "run_data.js", "run", run_data())
@@ -73,7 +81,7 @@ def seen(playwright, site) -> dict:
 
 def test_every_page_loads_from_disk_without_a_complaint_and_fits_phones(seen):
     looked_at = {name: page for name, page in seen.items() if name != "explorer"}
-    assert len(looked_at) == 7 * 2 * 2
+    assert len(looked_at) == 8 * 2 * 2
     for name, page in looked_at.items():
         assert page["complaints"] == [], name
         assert page["overflow"] <= 0, name

@@ -12,12 +12,13 @@ from site_tables import (
     geometry_tables,
     image_features,
     injection_tables,
+    inversion_tables,
     jobs,
     saes,
     text_features,
 )
 
-from saeflow.publish.site import data, features, pages, run
+from saeflow.publish.site import data, features, inversion, pages, run
 
 
 def test_data_come_back_as_they_were_and_cannot_end_their_script(tmp_path):
@@ -148,6 +149,16 @@ def test_the_geometry_page_has_the_tables_of_each_model_and_one_view_of_its_poin
         pd.testing.assert_frame_equal(shown[name], tables[pages.GEOMETRY_TABLES[name]])
     short = pages.geometry(pages.Study(CONFIG, {}, geometry={"words": {k: tables[k] for k in list(tables)[:2]}}))
     assert set(short["words"]) == {"verdicts", "points"}
+
+
+def test_the_inversion_page_has_the_features_that_are_on_the_map_and_what_was_found_for_them():
+    tables = inversion_tables()
+    shown = inversion.shown(tables, "activity")
+    assert shown["map"]["feature"].tolist() == [1, 2, 3]
+    assert {"x", "y", "cluster", "role"} <= set(shown["map"])
+    assert shown["texts"]["ratio"].tolist() == tables["texts"]["ratio"].tolist()
+    assert shown["explanations"]["explanation"].tolist() == ["fires on 'a'", "fires on 'b'"]
+    assert set(inversion.shown({"selection": tables["selection"]}, "activity")) == {"map"}
 
 
 def test_the_overview_of_a_study_of_language_models_alone_has_theirs():

@@ -5,6 +5,7 @@ import pytest
 from conftest import Project, copy_project
 
 from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
+from saeflow.publish.site import data
 from saeflow.reproduce import manifest
 
 PHASES = ("phase1_teacher", "phase2_baseline", "phase3_hierarchical", "phase4_steering")
@@ -14,7 +15,7 @@ PHASES = ("phase1_teacher", "phase2_baseline", "phase3_hierarchical", "phase4_st
 def measured(tmp_path_factory):
     """The geometry of a small study, and its folder."""
     project = Project(copy_project(tmp_path_factory.mktemp("project")), tmp_path_factory.mktemp("work"))
-    project.snakemake("geometry", study="geometry_smoke")
+    project.snakemake("geometry", "site", study="geometry_smoke")
     return project, project.work / "results" / "geometry_smoke" / "geometry" / "words"
 
 
@@ -45,6 +46,14 @@ def test_every_phase_has_a_table_with_targets_and_a_page_with_its_figures(measur
     arms = pd.read_parquet(folder / "tables" / "arms.parquet")
     assert len(arms) == 5 * 2 * 2
     assert arms["ev"].notna().all()
+
+
+def test_the_site_has_the_verdicts(measured):
+    project, folder = measured
+    shown = data.read(project.work / "results" / "geometry_smoke" / "site" / "geometry.js")["words"]
+    verdicts = pd.read_csv(folder / "tables" / "phase1_teacher.csv")
+    assert shown["verdicts"]["statistic"] == verdicts["statistic"].tolist()
+    assert set(shown) == {"verdicts", "points", "arms", "comparisons", "interventions"}
 
 
 def test_geometry_is_the_same_bytes_again(measured):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from conftest import Project, copy_project
 
+from saeflow.publish.site import data
 from saeflow.reproduce import manifest
 
 STUDY = "inversion_smoke"
@@ -17,7 +18,7 @@ FEATURES = 6
 def inverted(tmp_path_factory):
     """The inversion of a small study, and its folder."""
     project = Project(copy_project(tmp_path_factory.mktemp("project")), tmp_path_factory.mktemp("work"))
-    project.snakemake("inversion", study=STUDY)
+    project.snakemake("inversion", "site", study=STUDY)
     folder = project.work / "results" / STUDY / "language" / "inversion" / "words" / "model.layers.0" / "batchtopk"
     return project, folder
 
@@ -44,6 +45,16 @@ def test_explanations_tell_text_held_out_apart_better_than_chance(inverted):
     explained = pd.read_parquet(folder / "explanations.parquet")
     assert len(explained) == FEATURES
     assert explained["detection"].mean() > explained["random_detection"].mean()
+
+
+def test_the_site_has_the_chosen_features_and_their_contexts(inverted):
+    project, folder = inverted
+    site = project.work / "results" / STUDY / "site"
+    (tables,) = data.read(site / "inversion.js").values()
+    chosen = {feature for feature, role in zip(tables["map"]["feature"], tables["map"]["role"], strict=True) if role}
+    assert chosen == set(pd.read_parquet(folder / "texts.parquet")["feature"])
+    index = data.read(site / "features" / "words" / "model.layers.0" / "batchtopk" / "index.js")
+    assert len(index["says"]) == 64
 
 
 def test_a_stage_that_is_switched_off_is_not_planned(inverted):

@@ -140,6 +140,8 @@ DONE += [rules.explain_inversion_features] if STAGES.explain else []
 DONE += [rules.draw_inversion_figures] if STAGES.visualize else []
 INVERSION_OF_TEXT = [each_hook(str(path), variant=TEXT_VARIANTS) for rule in DONE for path in rule.output]
 LANGUAGE_RESULTS += INVERSION_OF_TEXT
+SHOWN_OF_INVERSION = [table for table in INVERSION_TABLES if table != "curves"]
+INVERSION_SHOWN += each_hook(f"{INVERTED}/{{table}}.parquet", variant=TEXT_VARIANTS, table=SHOWN_OF_INVERSION)
 
 
 rule inversion:

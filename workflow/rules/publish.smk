@@ -143,6 +143,8 @@ if EXPLORED:
     PAGES += ["features", "feature"]
 if STUDY.injection:
     PAGES += ["injection"]
+if INVERSION_SHOWN:
+    PAGES += ["inversion"]
 if GEOMETRY_SHOWN:
     PAGES += ["geometry"]
 
@@ -158,6 +160,7 @@ rule write_site:
             f"{INJECTION}/tables/{{table}}.parquet",
             table=("summary", "pairs", "curve") if STUDY.injection else (),
         ),
+        inversion=INVERSION_SHOWN,
         geometry=GEOMETRY_SHOWN,
         files=site_files(),
         lib=library("write_site"),
@@ -165,7 +168,7 @@ rule write_site:
         index=f"{SITE}/index.html",
         pages=each(f"{SITE}/{{page}}.html", page=PAGES[1:]),
         assets=directory(f"{SITE}/assets"),
-        data=[f"{SITE}/{page}.js" for page in ("injection", "geometry") if page in PAGES],
+        data=[f"{SITE}/{page}.js" for page in ("injection", "inversion", "geometry") if page in PAGES],
     log:
         "<results>/logs/write_site.log",
     benchmark:

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from saeflow.publish.injection_tables import plain
-from saeflow.publish.site import data
+from saeflow.publish.site import data, inversion
 from saeflow.record import versions
 
 HERE = Path(__file__).parent
@@ -61,6 +61,7 @@ class Study:
         tables: `classifiers` of studies with networks, and with their SAEs `saes` and `features_summary`.
         language: `saes` and `features_summary` of language models; empty without one.
         injection: `summary`, `pairs` and `curve` of the injection study; empty without one.
+        inversion: what `saeflow.publish.site.inversion` reads, of each SAE by its name; empty without one.
         geometry: `GEOMETRY_TABLES` of each language model whose geometry was measured; empty without one.
     """
 
@@ -68,6 +69,7 @@ class Study:
     tables: Mapping[str, pd.DataFrame]
     language: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     injection: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    inversion: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
     geometry: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
 
     @property
@@ -78,13 +80,15 @@ class Study:
             found["features.html"] = "Features"
         if self.injection:
             found["injection.html"] = "Injection"
+        if self.inversion:
+            found["inversion.html"] = "Inversion"
         if self.geometry:
             found["geometry.html"] = "Geometry"
         return found | {"run.html": "Run"}
 
 
 def write(study: Study, folder: Path, plotly: Path) -> None:
-    """Write every page, what pages share, and the data of the pages of injection and geometry.
+    """Write every page, what pages share, and the data of the pages of injection, inversion and geometry.
 
     Arguments:
         plotly: plotly.min.js, which the site brings along.
@@ -111,6 +115,10 @@ def write(study: Study, folder: Path, plotly: Path) -> None:
         shutil.copyfile(source, assets / source.name)
     if study.injection:
         data.write(folder / "injection.js", "injection", injection(study))
+    if study.inversion:
+        by = study.config["inversion"]["clustering"]["by"]
+        shown = {name: inversion.shown(tables, by) for name, tables in study.inversion.items()}
+        data.write(folder / "inversion.js", "inversion", shown)
     if study.geometry:
         data.write(folder / "geometry.js", "geometry", geometry(study))
 
