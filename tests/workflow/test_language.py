@@ -19,7 +19,7 @@ HOOKS = ("model.layers.0", "model.layers.1.mlp.gate_proj")
 VARIANTS = ("batchtopk", "relu")
 REPORTED = {"write_report", "write_site", "write_manifest", "write_site_run", "verify"}
 ENDS = {"gather_language_tables", *REPORTED}
-FEATURES = {"analyze_language_features", "load_catalog"}
+FEATURES = {"analyze_language_features", "load_catalog", "write_site_features"}
 SAES = {"train_language_saes", "evaluate_language_saes", "test_concepts", *FEATURES}
 
 
