@@ -280,7 +280,7 @@ rule gather_language_tables:
 
 
 if TEXT_VARIANTS:
-    LANGUAGE_RESULTS += [rules.gather_language_tables.output]
+    LANGUAGE_RESULTS += [rules.gather_language_tables.output, each_hook(f"{TEXT_SAES}.metrics.parquet")]
     LANGUAGE_REPORTED += rules.gather_language_tables.output.parquet
     TEXT_FEATURES_SHOWN += each_hook(f"{TEXT_FEATURES}/{{file}}", file=FEATURE_FILES, variant=TEXT_VARIANTS)
 LANGUAGE_RESULTS += [
@@ -292,7 +292,6 @@ LANGUAGE_RESULTS += [
     each_hook(f"{TEXT_SAE}/cfg.json", **ALL_TEXT_SAES),
     each_hook(f"{TEXT_SAE}/sae_weights.safetensors", **ALL_TEXT_SAES),
     each_hook(f"{TEXT_SAE}.curves.parquet", **ALL_TEXT_SAES),
-    each_hook(f"{TEXT_SAES}.metrics.parquet"),
     *(each_hook(f"{TEXT_FEATURES}/{file}", variant=TEXT_VARIANTS) for file in FEATURE_FILES),
 ]
 
