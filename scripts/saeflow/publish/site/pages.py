@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 import yaml
 
-from saeflow.publish.injection_tables import plain
+from saeflow.publish.injection_tables import KEEPS, plain
 from saeflow.publish.site import data, inversion
 from saeflow.record import versions
 
@@ -205,9 +205,9 @@ def _language(saes: pd.DataFrame) -> Headline:
 
 
 def _injection(summary: pd.DataFrame) -> Headline:
-    """The rows with the highest transfer of every family that is no reference."""
+    """The rows with the highest transfer of every family that is no reference, of those that keep the own classes."""
     rows = []
-    ours = summary[(summary.family != "reference") & (summary.n_pairs > 0)]
+    ours = summary[(summary.family != "reference") & (summary.n_pairs > 0) & (summary.preservation >= KEEPS)]
     for family, group in ours.groupby("family", sort=False):
         best = group.loc[group.transfer.idxmax()].to_dict()
         cells = [f"{100 * best[name]:.1f}" for name in ("worst_transfer", "specificity", "preservation", "excess")]
@@ -217,7 +217,8 @@ def _injection(summary: pd.DataFrame) -> Headline:
         rows.append([plain(best), family, best["tier"], best["site"], interval, *cells])
     return Headline(
         "Concept injection",
-        "The variant of each family with the highest transfer, in percent; in brackets the 95 % bootstrap interval "
+        f"The variant of each family with the highest transfer among those that keep {100 * KEEPS:.0f} % of the own "
+        "classes, in percent; in brackets the 95 % bootstrap interval "
         "over seeds and images.",
         [
             *("method", "family", "may see", "site", "transfer", "worst pair", "look-alikes taken", "own classes kept"),
