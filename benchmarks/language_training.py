@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
 from environments import create  # noqa: E402
+from language_capture import SETTINGS  # noqa: E402
 
 from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
@@ -38,7 +39,6 @@ from saeflow.models import language, language_capture  # noqa: E402
 from saeflow.sae import fitting, formats, language_metrics  # noqa: E402
 from saeflow.sae.metrics import measure  # noqa: E402
 
-SETTINGS = {"dtype": "float32", "attention": "sdpa", "device_map": None, "trust_remote_code": False}
 CONTEXT, BATCH, WARMUP = 128, 1024, 0.07
 COLUMNS = ("l0", "explained_variance", "ce_recovered_zero", "ce_recovered_mean", "dead_share")
 

@@ -139,6 +139,13 @@ def test_the_overview_has_the_numbers_of_the_tables():
     assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0"]
 
 
+def test_no_headline_of_injection_loses_the_own_classes():
+    tables = injection_tables()
+    spoiled = tables["summary"].assign(preservation=0.6)
+    seen = pages.overview(pages.Study(CONFIG, TABLES, injection=tables | {"summary": spoiled}))
+    assert seen["headlines"][-1].rows == []
+
+
 def test_the_geometry_page_has_the_tables_of_each_model_and_one_view_of_its_points():
     tables = geometry_tables()
     seen = pages.Study(CONFIG, {}, geometry={"words": tables})

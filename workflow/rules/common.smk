@@ -48,7 +48,7 @@ INJECTION = "<results>/injection"
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
 # Filled by language.smk, geometry.smk and inversion.smk.
-LANGUAGE_RESULTS, LANGUAGE_REPORTED, TEXT_FEATURES_SHOWN = [], [], []
+LANGUAGE_RESULTS, LANGUAGE_REPORTED, TEXT_FEATURES_SHOWN = [], [], {}
 GEOMETRY_RESULTS, GEOMETRY_SHOWN, INVERSION_SHOWN = [], [], []
 # Where the files of a language study lie: no part of what it shows.
 PATHS_OF_LANGUAGE = {}

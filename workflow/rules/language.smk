@@ -282,7 +282,7 @@ rule gather_language_tables:
 if TEXT_VARIANTS:
     LANGUAGE_RESULTS += [rules.gather_language_tables.output, each_hook(f"{TEXT_SAES}.metrics.parquet")]
     LANGUAGE_REPORTED += rules.gather_language_tables.output.parquet
-    TEXT_FEATURES_SHOWN += each_hook(f"{TEXT_FEATURES}/{{file}}", file=FEATURE_FILES, variant=TEXT_VARIANTS)
+    TEXT_FEATURES_SHOWN |= {f: each_hook(f"{TEXT_FEATURES}/{f}", variant=TEXT_VARIANTS) for f in FEATURE_FILES}
 LANGUAGE_RESULTS += [
     DOCUMENTS,
     *(each(f"{LANGUAGE}/models/{name}/{{file}}", file=(*TRAINED_FILES, "training.json")) for name in EMBEDDED_MODELS),

@@ -201,9 +201,9 @@ rule write_site_features:
             variant=VARIANTS,
             sae_seed=SAE_SEEDS,
         ),
-        texts=[path for path in TEXT_FEATURES_SHOWN if path.endswith("features.parquet")],
-        contexts=[path for path in TEXT_FEATURES_SHOWN if path.endswith("contexts.parquet")],
-        summaries=[path for path in TEXT_FEATURES_SHOWN if path.endswith("summary.json")],
+        texts=TEXT_FEATURES_SHOWN.get("features.parquet", []),
+        contexts=TEXT_FEATURES_SHOWN.get("contexts.parquet", []),
+        summaries=TEXT_FEATURES_SHOWN.get("summary.json", []),
         lib=library("write_site_features"),
     output:
         folder=directory(f"{SITE}/features"),

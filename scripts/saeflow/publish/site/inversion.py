@@ -4,11 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-TEXT_COLUMNS = ["feature", "method", "text", "ratio", "cross_entropy", "survived", "evaluations"]
+TEXT_COLUMNS = ["feature", "method", "text", "ratio", "cross_entropy", "evaluations"]
 FRONT_COLUMNS = ["feature", "text", "ratio", "cross_entropy"]
-EXPLANATION_COLUMNS = [
-    *("feature", "explanation", "detection", "top_token_detection", "balanced_accuracy", "fuzzing"),
-]
+EXPLANATION_COLUMNS = ["feature", "explanation", "detection", "top_token_detection"]
 
 
 def shown(tables: Mapping[str, pd.DataFrame], by: str) -> dict[str, pd.DataFrame]:

@@ -43,7 +43,7 @@ class TextFeatures:
             "max": t.max_activation.tolist(),
             "score": [None] * len(t),
             "dead": t.dead.astype(int).tolist(),
-            "says": [self._says(i) for i in range(len(t))],
+            "says": self._said,
         }
 
     def pages(self) -> Iterator[dict[str, Any]]:
@@ -56,6 +56,10 @@ class TextFeatures:
     def _top(self) -> dict[int, pd.DataFrame]:
         ranked = self.contexts.sort_values(["feature", "rank"], kind="stable")
         return {int(feature): rows.head(TOP) for feature, rows in ranked.groupby("feature")}
+
+    @cached_property
+    def _said(self) -> list[str]:
+        return [self._says(i) for i in range(len(self))]
 
     def _says(self, i: int) -> str:
         """The tokens that carry most of its activation in its strongest contexts, and those that it raises."""
@@ -76,7 +80,7 @@ class TextFeatures:
         return {
             "facts": {name: row[name] for name in FACTS},
             "dead": bool(row.dead),
-            "says": self._says(i),
+            "says": self._said[i],
             "top": [
                 {
                     "tokens": list(one.tokens),

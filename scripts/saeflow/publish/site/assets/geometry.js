@@ -2,7 +2,7 @@
 "use strict";
 
 (async () => {
-  const { load, make, number, plot, ready, fail } = saeflow;
+  const { load, make, number, records, plot, COLOURS, ready, fail } = saeflow;
   const [model, parent, metric, site, concept] = ["model", "parent", "metric", "site", "concept"].map((id) => document.getElementById(id));
   const METRICS = {
     purity: "purity", recall: "recall", leak_rate: "leak rate", child_purity: "child purity", absorption: "absorption",
@@ -11,7 +11,6 @@
   const KINDS = { vertex: ["diamond", 7], word: ["circle", 3], "held-out word": ["cross", 4], "other word": ["circle-open", 2] };
   let all;
 
-  const records = (frame) => frame[Object.keys(frame)[0]].map((_, i) => Object.fromEntries(Object.entries(frame).map(([k, v]) => [k, v[i]])));
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
   const unique = (values) => [...new Set(values)];
   const options = (select, values, names = {}) => select.replaceChildren(...values.map((value) => make("option", { value }, names[value] || value)));
@@ -58,7 +57,7 @@
       const own = rows.filter((row) => row.arm === arm);
       const steps = unique(own.map((row) => row.step)).sort((a, b) => a - b);
       const at = (step) => own.filter((row) => row.step === step).map((row) => row[metric.value]);
-      const colour = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"][i % 6];
+      const colour = COLOURS[i % COLOURS.length];
       const name = arm.replaceAll("_", " ");
       return [
         { x: steps, y: steps.map((step) => mean(at(step))), name, mode: "lines", line: { color: colour, dash: i < 6 ? "solid" : "dash" } },
@@ -79,12 +78,12 @@
     const rows = now().interventions.filter((row) => row.site === site.value && row.concept === concept.value);
     const traces = unique(rows.map((row) => row.kind)).flatMap((kind, i) => {
       const own = rows.filter((row) => row.kind === kind).sort((a, b) => a.dose - b.dose);
-      const colour = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"][i % 4];
+      const colour = COLOURS[i % COLOURS.length];
       return [["target", 4, "own words"], ["other", 1, "other words"]].map(([column, width, words]) => ({
         x: own.map((row) => row.dose), y: own.map((row) => row[column]), name: `${kind}: ${words}`, mode: "lines+markers", line: { color: colour, width },
       }));
     });
-    plot(document.getElementById("doses"), traces, { height: 430, xaxis: { title: { text: "dose (lengths of the vector)" } }, yaxis: { title: { text: "change of the logits, mean" } } });
+    plot(document.getElementById("doses"), traces, { height: 430, xaxis: { title: { text: "dose (1 raises the logits of its own words by 1)" } }, yaxis: { title: { text: "mean change of the centred logits" } } });
   }
 
   function places() {

@@ -2,7 +2,7 @@
 "use strict";
 
 (async () => {
-  const { load, make, number, percent, heat, plot, ready, fail } = saeflow;
+  const { load, make, number, percent, records, heat, plot, ready, fail } = saeflow;
   const COLUMNS = [
     ["label", "Method"], ["tier", "Knowledge"], ["site", "Site"], ["transfer", "Transfer"], ["worst_transfer", "Worst pair"],
     ["specificity", "Specificity"], ["preservation", "Preservation"], ["excess", "Above untrained"], ["n_pairs", "Pairs"],
@@ -15,7 +15,6 @@
   let sort = { column: "tier", down: false };
   let study;
 
-  const columns = (frame) => frame[Object.keys(frame)[0]].map((_, i) => Object.fromEntries(Object.entries(frame).map(([k, v]) => [k, v[i]])));
   const same = (a, b) => a.label === b.label && a.tier === b.tier && a.site === b.site;
 
   function methods() {
@@ -80,7 +79,7 @@
 
   try {
     const content = await load("injection.js", "injection");
-    study = { ...content, summary: columns(content.summary), pairs: columns(content.pairs), curve: columns(content.curve) };
+    study = { ...content, summary: records(content.summary), pairs: records(content.pairs), curve: records(content.curve) };
     for (const [select, name] of [[tier, "tier"], [family, "family"]]) {
       select.append(...new Set(study.summary.map((row) => row[name])).values().map((value) => make("option", { value }, value)));
       select.addEventListener("input", methods);

@@ -2,13 +2,11 @@
 "use strict";
 
 (async () => {
-  const { load, make, number, plot, ready, fail } = saeflow;
+  const { load, make, number, records, plot, COLOURS, ready, fail } = saeflow;
   const [sae, feature] = ["sae", "feature"].map((id) => document.getElementById(id));
   const METHODS = { random: "random text", dataset: "data set", soft_projected: "soft, projected", gcg: "GCG", epo: "EPO", soft: "soft prompt" };
-  const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
   let all;
 
-  const records = (frame) => frame[Object.keys(frame)[0]].map((_, i) => Object.fromEntries(Object.entries(frame).map(([k, v]) => [k, v[i]])));
   const now = () => all[sae.value];
   const link = (f) => make("a", { href: `feature.html#${sae.value}/${f}` }, String(f));
   const found = (f, method) => (now().texts || []).find((row) => row.feature === f && row.method === method);

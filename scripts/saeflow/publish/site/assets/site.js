@@ -61,6 +61,12 @@ window.saeflow = (() => {
     return { background: `rgb(${rgb})`, color: share > 0.55 ? "#000" : "#fff" };
   }
 
+  // Okabe and Ito's palette, which all readers tell apart.
+  const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+
+  // A table's columns as rows.
+  const records = (frame) => frame[Object.keys(frame)[0]].map((_, i) => Object.fromEntries(Object.entries(frame).map(([k, v]) => [k, v[i]])));
+
   // Colours of the page, for plots.
   function plot(element, traces, layout) {
     const style = getComputedStyle(document.documentElement);
@@ -68,7 +74,7 @@ window.saeflow = (() => {
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: ink, automargin: true };
     const whole = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 },
-      colorway: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"], margin: { t: 20, r: 20, l: 60, b: 55 },
+      colorway: COLOURS, margin: { t: 20, r: 20, l: 60, b: 55 },
       ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
     };
     Plotly.react(element, traces, whole, { displaylogo: false, responsive: true });
@@ -90,5 +96,5 @@ window.saeflow = (() => {
     });
   });
 
-  return { put, load, make, number, percent, heat, plot, ready, fail };
+  return { put, load, make, number, percent, records, heat, plot, COLOURS, ready, fail };
 })();
