@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py [--device cuda] [--shape large] [--steps 200]
 
-The numbers that docs/gpu.md asks for. For float32 and tf32: the rate of one large matrix product; wall time per step of
-a whole training of each SAE variant, reading included, over that of the five dense products of its shape; rows per
-second; and digests of two trainings, each in a process of its own. `--device cpu` runs it where there is no card.
+For float32 and tf32: the rate of one large matrix product; wall time per step of a whole training of each SAE variant,
+reading included, over that of the five dense products of its shape; rows per second; what a training takes before its
+first step and after its last; and digests of two trainings, each in a process of its own. `--device cpu` runs it where
+there is no card. `sae_training_step.py --device cuda` compares single steps with those of other libraries.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
 from peers import SHAPES  # noqa: E402
-from protocol import Floor, Shape, activations  # noqa: E402
+from protocol import Floor, Shape, activations, seconds, use  # noqa: E402
 from sae_training_step import spec_of  # noqa: E402
 
 from saeflow import config  # noqa: E402
@@ -38,46 +40,42 @@ PRODUCT = {"cpu": 1024, "cuda": 8192}
 STORE_BATCHES = 16
 
 
-def seconds(work: Callable[[], object], device: str, rounds: int = 5) -> float:
-    """Least wall time of one call, from and to an idle device."""
-    times = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
-
-
 def measure(shape: Shape, device: str, precision: str, steps: int) -> dict:
     """All numbers of one precision, of this process."""
     make_deterministic(1, {"device": device, "matmul_precision": precision})
+    use(device, precision)
     n = PRODUCT[device]
     a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device)
-    result = {"product_tflops": 2e-12 * n**3 / seconds(lambda: a @ a, device)}
-    floor = Floor(shape)
-    floor.x, floor.w, floor.z = (tensor.to(device) for tensor in (floor.x, floor.w, floor.z))
-    floor.out = {size: tensor.to(device) for size, tensor in floor.out.items()}
-    floor_s = seconds(floor, device)
+    result = {"product_tflops": 2e-12 * n**3 / least(lambda: a @ a)}
+    floor_s = least(Floor(shape))
     result["name"] = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     store = ActivationStore.from_array(torch.cat(list(activations(shape, STORE_BATCHES))))
     for variant in VARIANTS:
-        training = config.Training(steps=steps, batch_size=shape.batch, warmup_steps=0, sparsity_warmup_steps=0)
-        fitted = []
-
-        def fit(variant: str = variant, training: config.Training = training, fitted: list = fitted) -> None:
-            fitted[:] = train(store, [Member(variant, spec_of(variant, shape), 0)], training, device=device)
-
-        step_s = seconds(fit, device, rounds=1) / steps
-        digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in fitted[0].sae.parameters()))
+        short, (trained, long) = (fitted(store, variant, shape, n, device) for n in (steps // 4, steps))
+        step_s = (long - short[1]) / (steps - steps // 4)
+        digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trained.parameters()))
         result[variant] = {
+            "start_s": long - steps * step_s,
             "ms": 1e3 * step_s,
             "over_products": step_s / floor_s,
             "rows_per_s": shape.batch / step_s,
             "sha256": digest.hexdigest(),
         }
     return result
+
+
+def least(work: Callable[[], object], rounds: int = 5) -> float:
+    """Least seconds of one call, after a first one."""
+    work()
+    return min(seconds(work) for _ in range(rounds))
+
+
+def fitted(store: ActivationStore, variant: str, shape: Shape, steps: int, device: str) -> tuple[Any, float]:
+    """A trained SAE, and how many seconds of wall time it took."""
+    training = config.Training(steps=steps, batch_size=shape.batch, warmup_steps=0, sparsity_warmup_steps=0)
+    started = time.perf_counter()
+    (result,) = train(store, [Member(variant, spec_of(variant, shape), 0)], training, device=device)
+    return result.sae, time.perf_counter() - started
 
 
 def in_a_process(arguments: argparse.Namespace, precision: str) -> dict:
@@ -108,7 +106,7 @@ def main() -> None:
             one, other = first[variant], second[variant]
             print(
                 f"{variant:14} {one['ms']:9.2f} ms a step, {one['over_products']:6.2f} x five products, "
-                f"{one['rows_per_s']:10.0f} rows a second, {one['sha256'][:12]}, "
+                f"{one['rows_per_s']:10.0f} rows a second, {one['start_s']:4.1f} s beside, {one['sha256'][:12]}, "
                 f"{'the same again' if one['sha256'] == other['sha256'] else 'NOT the same again'}",
                 flush=True,
             )

@@ -3,7 +3,7 @@
     python benchmarks/peers.py [--peers sae-lens ...] [--shapes small ...] [--variants topk ...] [--loop]
 
 Prints one JSON line per case; peers/protocol.py says how a step is measured and what the keys mean. Environments are
-made on first use. One CPU thread, no GPU.
+made on first use. One CPU thread, or with --device cuda a GPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from environments import NotInstallableError, create
-from protocol import Shape
+from protocol import Shape, add_device, device, precision, use
 
 DRIVERS = Path(__file__).parent / "peers"
 PEERS = {
@@ -34,15 +34,14 @@ SHAPES = {
 ROUNDS = {"small": 60, "medium": 6, "large": 5}
 LOOP_SHAPE, LOOP_STEPS = Shape(d_in=128, d_sae=1024, batch=1024, k=20), 60
 
-# One thread, no GPU, no network, no logger: what a step costs by itself.
+# One thread, no network, no logger: what a step costs by itself.
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "SPARSIFY_DISABLE_TRITON": "1",
     "WANDB_MODE": "disabled",
     "HF_HUB_OFFLINE": "1",
 }
+CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "SPARSIFY_DISABLE_TRITON": "1"}
 
 
 def measure(
@@ -62,7 +61,9 @@ def measure(
     arguments = [json.dumps([variant, *vars(shape).values(), rounds]) for variant, shape, rounds in cases]
     command = [python, DRIVERS / PEERS[peer], *arguments, "--loop", str(loop_steps)]
     command += ["--training"] if training else []
-    done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True)
+    command += ["--device", device().type, "--precision", precision()]
+    environment = os.environ | QUIET | (CPU_ONLY if device().type == "cpu" else {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{peer}: its driver failed\n{done.stderr.strip()[-2000:]}")
     # Some peers print while they are imported.
@@ -77,7 +78,9 @@ def main() -> None:
     parser.add_argument(
         "--loop", action="store_true", help="the peers' own training loops over precomputed activations"
     )
+    add_device(parser)
     arguments = parser.parse_args()
+    use(arguments.device, arguments.precision)
     cases = [(v, SHAPES[s], ROUNDS[s]) for s in arguments.shapes for v in arguments.variants]
     if arguments.loop:
         cases = [(variant, LOOP_SHAPE, 2) for variant in arguments.variants if variant != "auxk"]

@@ -6,9 +6,12 @@ Every number is process CPU time on one thread, the least of several rounds, div
 products of the same shape, timed in turn (peers/protocol.py). With --peers, other libraries are measured the same way,
 each in its own environment (peers.py). --stacking compares many small SAEs stacked with one after another; --memory
 gives the peak of resident memory above the weights alone, in a process of its own, for both of Adam's second moments.
+With --device cuda every number is wall time from and to an idle card, and memory the card's; saeflow then computes with
+deterministic algorithms, as its jobs do.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,13 +32,18 @@ from protocol import (  # noqa: E402
     Shape,
     Subject,
     activations,
-    cpu_seconds,
+    add_device,
     dead_latents,
+    device,
     measure,
+    seconds,
+    use,
 )
 
 from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.reproduce import ENVIRONMENT  # noqa: E402
+from saeflow.rule import make_deterministic  # noqa: E402
 from saeflow.sae.initialization import Normalization  # noqa: E402
 from saeflow.sae.stack import Member, Stack  # noqa: E402
 from saeflow.sae.trainer import plan  # noqa: E402
@@ -84,11 +92,11 @@ def stack_of(variant: str, shape: Shape, x: torch.Tensor, n_members: int = 1, se
     )
     unit = Normalization(torch.zeros(shape.d_in), 1.0, torch.zeros(shape.d_in))
     members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(n_members)]
-    stack = Stack(members, [ActivationStore.from_array(x)], {0: unit}, training)
+    stack = Stack(members, [ActivationStore.from_array(x)], {0: unit}, training, device=device())
     parameters = stack.objective.parameters
     if variant.endswith("1 %"):
-        few = x[:256] @ parameters["W_enc_T"][0].T
-        bound = few.flatten().kthvalue(int((1 - SPARSE_SHARE) * few.numel())).values
+        few = x[:256].to(device()) @ parameters["W_enc_T"][0].T
+        bound = few.flatten().sort().values[int((1 - SPARSE_SHARE) * few.numel()) - 1]
         parameters[stack.objective.bias].fill_(-float(bound))
     if variant == "auxk":
         dead = dead_latents(shape)
@@ -107,7 +115,7 @@ def ours(variant: str, shape: Shape, n_members: int = 1, second_moment: str = "e
 
     # The first steps find out what is dead and whether the dense route pays.
     for x in activations(shape, 2):
-        step(x)
+        step(x.to(device()))
     return Subject(step)
 
 
@@ -121,11 +129,11 @@ def plain(variant: str, shape: Shape) -> Subject | None:
     if variant not in ("topk", "batchtopk", "relu", "relu 1 %"):
         return None
     generator = torch.Generator().manual_seed(0)
-    W = torch.nn.functional.normalize(torch.randn(shape.d_sae, shape.d_in, generator=generator), dim=1)
+    W = torch.nn.functional.normalize(torch.randn(shape.d_sae, shape.d_in, generator=generator).to(device()), dim=1)
     W_dec = torch.nn.Parameter(W)
-    W_enc, b_enc = torch.nn.Parameter(W.T.clone()), torch.nn.Parameter(torch.zeros(shape.d_sae))
-    b_dec = torch.nn.Parameter(torch.zeros(shape.d_in))
-    optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=LEARNING_RATE)
+    W_enc, b_enc = torch.nn.Parameter(W.T.clone()), torch.nn.Parameter(torch.zeros(shape.d_sae, device=device()))
+    b_dec = torch.nn.Parameter(torch.zeros(shape.d_in, device=device()))
+    optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=LEARNING_RATE, fused=device().type == "cuda")
 
     def step(x: torch.Tensor) -> None:
         z = ((x - b_dec) @ W_enc + b_enc).relu()
@@ -155,9 +163,9 @@ def weight_bytes(shape: Shape) -> int:
 
 def peak_over_weights(variant: str, shape: Shape, second_moment: str) -> float:
     """Most resident memory, in 1e6 bytes, from before an SAE is made to after three steps, without its weights."""
-    batches = list(activations(shape, 3))
+    batches = [x.to(device()) for x in activations(shape, 3)]
     with PeakMemory() as peak:
-        stack = stack_of(variant, shape, batches[0], second_moment=second_moment)
+        stack = stack_of(variant, shape, batches[0].cpu(), second_moment=second_moment)
         with torch.no_grad():
             for step, x in enumerate(batches):
                 stack.step(x[None], step)
@@ -192,6 +200,7 @@ def memory_rows(name: str, peers: bool) -> Iterator[tuple[str, str, float]]:
     """Variant, who, and peak of resident memory above the weights in 1e6 bytes."""
     for variant, second_moment in product(VARIANTS, ("element", "latent")):
         command = [sys.executable, __file__, "--memory-of", variant, second_moment, "--shapes", name]
+        command += ["--device", device().type]
         peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         yield variant, f"saeflow, {second_moment}", float(peak)
     for peer in PEERS if peers else ():
@@ -206,10 +215,10 @@ def stacking_rows(rounds: int) -> Iterator[tuple[str, str, float, float]]:
     """Shape, variant, milliseconds of 24 SAEs one after another, and how many times faster they are as planned."""
     for name, shape in STACKED.items():
         for variant in ("topk", "batchtopk", "relu"):
-            x = next(activations(shape, 1))
+            x = next(activations(shape, 1)).to(device())
             members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(N_STACKED)]
             training = config.Training(batch_size=shape.batch)
-            groups = plan(members, [ActivationStore.from_array(x)], training, "cpu")
+            groups = plan(members, [ActivationStore.from_array(x.cpu())], training, device())
             alone = [ours(variant, shape) for _ in members]
             stacked = [ours(variant, shape, len(group)) for group in groups]
 
@@ -226,11 +235,11 @@ def stacking_rows(rounds: int) -> Iterator[tuple[str, str, float, float]]:
 
 
 def least(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Least CPU seconds of each, taken in turn."""
+    """Least seconds of each, taken in turn."""
     times = {name: float("inf") for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            times[name] = min(times[name], cpu_seconds(work))
+            times[name] = min(times[name], seconds(work))
     return times
 
 
@@ -242,8 +251,12 @@ def main() -> None:
     parser.add_argument("--stacking", action="store_true", help="only: many small SAEs stacked or one after another")
     parser.add_argument("--memory", action="store_true", help="only: peak memory at the largest of the shapes")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    add_device(parser)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use(arguments.device, arguments.precision)
+    if arguments.device == "cuda":
+        os.environ.update(ENVIRONMENT)
+        make_deterministic(1, {"device": arguments.device, "matmul_precision": arguments.precision})
     largest = SHAPES[arguments.shapes[-1]]
     if arguments.memory_of:
         variant, second_moment = arguments.memory_of

@@ -8,7 +8,7 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrai
 from dictionary_learning.trainers.standard import StandardTrainer
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
-from protocol import DEAD_BIAS, FIRST_STEP, LAST_STEP, Shape, Subject, Training, dead_latents, main
+from protocol import DEAD_BIAS, FIRST_STEP, LAST_STEP, Shape, Subject, Training, dead_latents, device, main
 
 TRAINERS = {
     "relu": (StandardTrainer, AutoEncoder),
@@ -21,7 +21,8 @@ TRAINERS = {
 def config(variant: str, shape: Shape, n_steps: int) -> dict:
     trainer, dictionary = TRAINERS[variant]
     settings = {"trainer": trainer, "dict_class": dictionary, "activation_dim": shape.d_in, "dict_size": shape.d_sae}
-    settings |= {"steps": n_steps, "layer": 0, "lm_name": "none", "device": "cpu", "warmup_steps": 1}
+    settings |= {"steps": n_steps, "layer": 0, "lm_name": "none", "warmup_steps": 1}
+    settings["device"] = str(device())
     return settings | ({"sparsity_warmup_steps": None} if variant == "relu" else {"k": shape.k})
 
 

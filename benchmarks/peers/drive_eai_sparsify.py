@@ -1,7 +1,7 @@
 """Training steps of sparsify, put together as in its trainer: that has no loop over precomputed activations."""
 
 import torch
-from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, dead_latents, main
+from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, dead_latents, device, main
 from sparsify import SparseCoder, SparseCoderConfig
 from transformers import get_linear_schedule_with_warmup
 
@@ -11,11 +11,11 @@ AUXK_COEFFICIENT = 1 / 32
 def make(variant: str, shape: Shape) -> Subject | None:
     if variant not in ("topk", "auxk"):
         return None
-    sae = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), dtype=torch.float32)
+    sae = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), device(), torch.float32)
     optimizer = torch.optim.Adam(sae.parameters(), lr=2e-4 / (shape.d_sae / 2**14) ** 0.5)
     schedule = get_linear_schedule_with_warmup(optimizer, 1, LAST_STEP)
-    since_fired = torch.zeros(shape.d_sae, dtype=torch.long)
-    did_fire = torch.zeros(shape.d_sae, dtype=torch.bool)
+    since_fired = torch.zeros(shape.d_sae, dtype=torch.long, device=device())
+    did_fire = torch.zeros(shape.d_sae, dtype=torch.bool, device=device())
     dead = dead_latents(shape) if variant == "auxk" else None
 
     def step(x: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from itertools import count
 from types import ModuleType
 
 import torch
-from protocol import Shape, Subject, Training, main
+from protocol import Shape, Subject, Training, device, main
 
 # overcomplete's image models import it at the top; see benchmarks/environments.py for why it is not there.
 sys.modules["torchvision"] = torchvision = ModuleType("torchvision")
@@ -26,6 +26,7 @@ def build(variant: str, shape: Shape):
             model = BatchTopKSAE(shape.d_in, shape.d_sae, top_k=shape.k * shape.batch)
         case _:
             return None
+    model = model.to(device())
     criterion = partial(mse_l1, penalty=1e-3 if variant == "relu" else 0.0)
     if variant != "relu":
         criterion = reconstruction
@@ -39,7 +40,7 @@ def reconstruction(x, x_hat, pre_codes, codes, dictionary):
 
 def make(variant: str, shape: Shape) -> Subject | None:
     train = build(variant, shape)
-    return train and Subject(lambda x: train([x], monitoring=0))
+    return train and Subject(lambda x: train([x], monitoring=0, device=str(device())))
 
 
 def make_loop(variant: str, shape: Shape) -> Subject | None:

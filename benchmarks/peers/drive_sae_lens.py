@@ -1,6 +1,6 @@
 """Training steps of SAELens."""
 
-from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, Training, dead_latents, main
+from protocol import DEAD_BIAS, LAST_STEP, Shape, Subject, Training, dead_latents, device, main
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -14,7 +14,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 
 def trainer(variant: str, shape: Shape, n_steps: int, data=None) -> SAETrainer:
-    sizes = {"d_in": shape.d_in, "d_sae": shape.d_sae}
+    sizes = {"d_in": shape.d_in, "d_sae": shape.d_sae, "device": str(device())}
     if variant == "relu":
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(**sizes))
     elif variant == "batchtopk":
@@ -22,7 +22,7 @@ def trainer(variant: str, shape: Shape, n_steps: int, data=None) -> SAETrainer:
     else:
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=shape.k))
     samples = {"total_training_samples": n_steps * shape.batch, "train_batch_size_samples": shape.batch}
-    return SAETrainer(SAETrainerConfig(**samples, lr_end=3e-5), sae, data)
+    return SAETrainer(SAETrainerConfig(**samples, lr_end=3e-5, device=str(device())), sae, data)
 
 
 def make(variant: str, shape: Shape) -> Subject:

@@ -2,7 +2,8 @@
 
 A step is timed in turn with its floor, the five dense matrix products without which a dense SAE step cannot do (encode,
 decode, gradient of the codes, of W_dec and of W_enc), in process CPU time on one thread; the least of several rounds
-counts. So other work on the machine weighs on both alike, and their ratio can be compared between processes.
+counts. So other work on the machine weighs on both alike, and their ratio can be compared between processes. On a GPU
+it is wall time, from and to an idle card.
 
 Needs nothing but torch: it is imported in every peer's own environment.
 """
@@ -29,6 +30,32 @@ FIRST_STEP, LAST_STEP = 5_000, 100_000
 DEAD_SHARE = 0.25
 # Encoder bias of a latent that shall be dead: preactivations of the data below are a tenth of it at most.
 DEAD_BIAS = -100.0
+
+_device = torch.device("cpu")
+
+
+def device() -> torch.device:
+    """Where steps are measured."""
+    return _device
+
+
+def use(device: str, precision: str) -> None:
+    """Measure on "cpu", one thread, or "cuda"; in "float32" or "tf32"."""
+    global _device
+    _device = torch.device(device)
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def precision() -> str:
+    """Of matrix products."""
+    return "tf32" if torch.get_float32_matmul_precision() == "high" else "float32"
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Arguments for `use`."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of matrix products")
 
 
 @dataclass(frozen=True)
@@ -103,8 +130,9 @@ class Floor:
     def __init__(self, shape: Shape) -> None:
         generator = torch.Generator().manual_seed(2)
         b, d, f = shape.batch, shape.d_in, shape.d_sae
-        self.x, self.w, self.z = (torch.randn(size, generator=generator) for size in ((b, d), (d, f), (b, f)))
-        self.out = {size: torch.empty(size) for size in ((b, f), (b, d), (d, f))}
+        sizes = ((b, d), (d, f), (b, f))
+        self.x, self.w, self.z = (torch.randn(size, generator=generator).to(device()) for size in sizes)
+        self.out = {size: torch.empty(size, device=device()) for size in ((b, f), (b, d), (d, f))}
 
     def __call__(self) -> None:
         x, w, z = self.x, self.w, self.z
@@ -112,16 +140,22 @@ class Floor:
             torch.mm(left, right, out=self.out[left.shape[0], right.shape[1]])
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """Process CPU time of one call."""
-    start = time.process_time()
+def seconds(work: Callable[[], object]) -> float:
+    """Process CPU time of one call; on a GPU wall time."""
+    if device().type == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
     work()
-    return time.process_time() - start
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def measure(subject: Subject, shape: Shape, rounds: int) -> dict[str, float]:
     """Seconds of a step and of its floor, their ratio, and the memory of a step above that of what was there before."""
-    batches = list(activations(shape, 2))
+    batches = [x.to(device()) for x in activations(shape, 2)]
     subject.before()
     with PeakMemory() as peak:
         subject.step(batches[0])
@@ -130,18 +164,21 @@ def measure(subject: Subject, shape: Shape, rounds: int) -> dict[str, float]:
     step_s = floor_s = float("inf")
     for i in range(rounds):
         subject.before()
-        floor_s = min(floor_s, cpu_seconds(floor))
-        step_s = min(step_s, cpu_seconds(lambda: subject.step(batches[i % 2])))  # noqa: B023
+        floor_s = min(floor_s, seconds(floor))
+        step_s = min(step_s, seconds(lambda: subject.step(batches[i % 2])))  # noqa: B023
     return {"step_s": step_s, "floor_s": floor_s, "ratio": step_s / floor_s, "rss_over_init_mb": peak.megabytes}
 
 
 class PeakMemory:
-    """Most resident memory inside a `with` block, above that at its start, in 1e6 bytes; Linux only."""
+    """Most memory inside a `with` block, above that at its start, in 1e6 bytes: of the GPU, or resident (Linux)."""
 
     megabytes = float("nan")
 
     def __enter__(self) -> "PeakMemory":
-        if os.path.exists("/proc/self/clear_refs"):
+        if device().type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = self._peak()
+        elif os.path.exists("/proc/self/clear_refs"):
             gc.collect()
             # What an earlier case freed would otherwise be taken again without being seen.
             ctypes.CDLL(None).malloc_trim(0)
@@ -155,6 +192,8 @@ class PeakMemory:
 
     @staticmethod
     def _peak() -> float:
+        if device().type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e6
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1.024e-3
 
@@ -165,11 +204,11 @@ def measure_training(fit: Fit, shape: Shape, rounds: int) -> dict[str, float]:
     batches, floor = training.batches(shape), Floor(shape)
     train_s = floor_s = float("inf")
     for _ in range(rounds):
-        floor_s = min(floor_s, *(cpu_seconds(floor) for _ in range(20)))
+        floor_s = min(floor_s, *(seconds(floor) for _ in range(20)))
         start = time.process_time()
         encode = fit(shape, training, batches)
         train_s = min(train_s, (time.process_time() - start) / training.steps)
-        floor_s = min(floor_s, *(cpu_seconds(floor) for _ in range(20)))
+        floor_s = min(floor_s, *(seconds(floor) for _ in range(20)))
     with torch.no_grad():
         l0 = float((encode(batches[0]) > 0).sum(1).float().mean())
     return {"step_s": train_s, "floor_s": floor_s, "ratio": train_s / floor_s, "l0": l0}
@@ -189,8 +228,9 @@ def main(peer: str, make: Maker, make_loop: Maker | None = None, fit: Fit | None
         "--loop", type=int, default=0, help="steps of the peer's own training loop, instead of one step"
     )
     parser.add_argument("--training", action="store_true", help="whole trainings of ReLU SAEs, instead of one step")
+    add_device(parser)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use(arguments.device, arguments.precision)
     for variant, d_in, d_sae, batch, k, rounds in arguments.cases:
         torch.manual_seed(0)
         shape = Shape(d_in, d_sae, batch, k)
@@ -215,6 +255,6 @@ def measure_loop(subject: Subject, shape: Shape, steps: int, rounds: int) -> dic
     floor()
     loop_s = floor_s = float("inf")
     for _ in range(rounds):
-        floor_s = min(floor_s, *(cpu_seconds(floor) for _ in range(5)))
-        loop_s = min(loop_s, cpu_seconds(lambda: subject.step(batches)) / steps)
+        floor_s = min(floor_s, *(seconds(floor) for _ in range(5)))
+        loop_s = min(loop_s, seconds(lambda: subject.step(batches)) / steps)
     return {"steps": steps, "step_s": loop_s, "floor_s": floor_s, "ratio": loop_s / floor_s}

@@ -1,18 +1,16 @@
 """Batches of a store as a stream that can be left and taken up again at any batch."""
 
-import itertools
-import mmap
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from saeflow.activations.chunks import Chunk, ChunkedRows, Runs
+from saeflow.activations.buffer import Buffer, DeviceBuffer
+from saeflow.activations.chunks import ChunkedRows
 from saeflow.activations.layout import StoreError
 from saeflow.activations.shuffle import MixingBuffers, Quality, row_permutation
 
@@ -20,7 +18,9 @@ Shuffle = Literal["chunks", "rows"]
 
 
 class Order(ABC):
-    """Rows of the store in the order of an epoch."""
+    """Rows of the store in the order of an epoch, on a device."""
+
+    device = torch.device("cpu")
 
     @abstractmethod
     def take(self, epoch: int, start: int, out: Shaped[Tensor, "n width"]) -> None:
@@ -55,14 +55,13 @@ class ShuffledRows(Order):
 class ShuffledChunks(Order):
     """Blocks mixed in a buffer: see `shuffle`."""
 
-    def __init__(self, rows: ChunkedRows, buffers: MixingBuffers) -> None:
-        self._rows = rows
+    def __init__(self, buffers: MixingBuffers, buffer: Buffer) -> None:
+        self.device = buffer.device
         self._buffers = buffers
-        self._memory = huge_pages(buffers.quality.buffer_rows, rows.width, rows.dtype)
+        self._buffer = buffer
         self._epoch = -1
         self._deal: list[np.ndarray] = []
         self._starts = np.zeros(1, dtype=np.int64)
-        self._held: np.ndarray | None = None
         self._showing: tuple[int, int] | None = None
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -77,38 +76,16 @@ class ShuffledChunks(Order):
             self._show(epoch, buffer)
             first = start + done - int(self._starts[buffer])
             n = min(len(out) - done, len(self._order) - first)
-            torch.index_select(self._memory, 0, self._order[first : first + n], out=out[done : done + n])
+            torch.index_select(self._buffer.memory, 0, self._order[first : first + n], out=out[done : done + n])
             done += n
 
     def _show(self, epoch: int, buffer: int) -> None:
         if self._showing == (epoch, buffer):
             return
-        blocks = self._deal[buffer]
-        # A store that fits into one buffer is read once.
-        if self._held is None or not np.array_equal(self._held, blocks):
-            self._held = None
-            self._fill(blocks)
-            self._held = blocks
-            if buffer + 1 < len(self._deal):
-                for chunk, runs in self._runs(self._deal[buffer + 1]):
-                    chunk.expect(runs)
+        self._buffer.hold(*self._deal[buffer : buffer + 2])
         n_rows = int(self._starts[buffer + 1] - self._starts[buffer])
-        self._order = torch.from_numpy(self._buffers.row_order(epoch, buffer, n_rows))
+        self._order = torch.from_numpy(self._buffers.row_order(epoch, buffer, n_rows)).to(self.device)
         self._showing = epoch, buffer
-
-    def _fill(self, blocks: Int[np.ndarray, " blocks"]) -> None:
-        filled = 0
-        for chunk, runs in self._runs(blocks):
-            n_rows = sum(n for _, n in runs)
-            chunk.read(runs, self._memory[filled : filled + n_rows])
-            filled += n_rows
-
-    def _runs(self, blocks: Int[np.ndarray, " blocks"]) -> Iterator[tuple[Chunk, Runs]]:
-        """Blocks by chunk: each file is opened once."""
-        buffers = self._buffers
-        columns = (array[blocks].tolist() for array in (buffers.chunk, buffers.start, buffers.n_rows))
-        for chunk, places in itertools.groupby(zip(*columns, strict=True), key=operator.itemgetter(0)):
-            yield self._rows.chunks[chunk], [(start, n) for _, start, n in places]
 
 
 class Batches(Iterator[Tensor]):
@@ -177,6 +154,8 @@ class Batches(Iterator[Tensor]):
 
     def _stage(self, n: int) -> Shaped[Tensor, "n width"]:
         """Memory to pick rows into, of the store's type."""
+        if self._order.device.type != "cpu":
+            return torch.empty(n, self._rows.width, dtype=self._rows.dtype, device=self._order.device)
         if self._device.type != "cpu" or self._rows.dtype == self._dtype:
             # torch keeps pinned memory from being reused before its copy to the device is done.
             return self._rows.empty(n, pin=self._device.type == "cuda")
@@ -200,17 +179,14 @@ class Batches(Iterator[Tensor]):
         self.position = int(state["position"])
 
 
-def huge_pages(n: int, width: int, dtype: torch.dtype) -> Shaped[Tensor, "n width"]:
-    """Memory for picking rows at random, in large pages where the system has them: a fifth less time per row."""
-    # Python's default, shared memory, never gets large pages.
-    memory = mmap.mmap(-1, max(1, n * width * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=n * width).view(n, width)
-
-
 def make_order(
-    rows: ChunkedRows, shuffle: Shuffle | None, *, seed: int, block_bytes: int, buffer_bytes: int
+    rows: ChunkedRows,
+    shuffle: Shuffle | None,
+    *,
+    seed: int,
+    device: torch.device | str,
+    block_bytes: int,
+    buffer_bytes: int,
 ) -> tuple[Order, Quality | None]:
     """The order that `shuffle` names, and for "chunks" how well it mixes."""
     if shuffle is None:
@@ -226,4 +202,6 @@ def make_order(
         buffer_rows=max(1, buffer_bytes // row_bytes),
         seed=seed,
     )
-    return ShuffledChunks(rows, buffers), buffers.quality
+    device = torch.device(device)
+    buffer = DeviceBuffer(rows, buffers, device) if device.type == "cuda" else Buffer(rows, buffers)
+    return ShuffledChunks(buffers, buffer), buffers.quality

@@ -180,7 +180,8 @@ class ActivationStore:
             epochs: times that every row is shown; the last batch may be shorter.
             shuffle: "chunks" streams and mixes in a buffer (how well: `shuffle`, and `quality` of what is returned);
                 "rows" is one permutation of all rows; None keeps the order.
-            device: where batches go; to a GPU by way of pinned memory, without waiting.
+            device: where batches go; to a GPU by way of pinned memory, without waiting. The buffer of "chunks" is in
+                the GPU's memory, twice if the store does not fit into one.
             dtype: number type of batches.
             block_bytes, buffer_bytes: size of the consecutive pieces that "chunks" reads, and of its buffer.
         Returns:
@@ -196,7 +197,9 @@ class ActivationStore:
                 raise ValueError(f"{name}: {value} must be at least 1")
         if not len(self):
             raise StoreError("no rows to draw batches from: the store is empty")
-        order, quality = make_order(self._rows, shuffle, seed=seed, block_bytes=block_bytes, buffer_bytes=buffer_bytes)
+        order, quality = make_order(
+            self._rows, shuffle, seed=seed, device=device, block_bytes=block_bytes, buffer_bytes=buffer_bytes
+        )
         settings = {
             "store": self._identity,
             "shape": list(self.shape),

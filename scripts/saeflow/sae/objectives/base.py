@@ -14,7 +14,7 @@ from saeflow import config
 from saeflow.sae import kernels
 from saeflow.sae.dead import DeadLatents, auxk
 from saeflow.sae.gradients import Gradients, RowGradient
-from saeflow.sae.kernels import Entries
+from saeflow.sae.kernels import ByLatent, Entries
 
 # Preactivations held at a time: what follows the product then finds them in the cache, and memory stays small.
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
@@ -144,7 +144,7 @@ class Objective(ABC):
         return entries.preactivations
 
     @abstractmethod
-    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
+    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, order: ByLatent, step: Step) -> Tensor:
         """Gradient of the entries' preactivations, given that of their values; may overwrite dz."""
 
     @abstractmethod
@@ -178,17 +178,18 @@ class Objective(ABC):
         error, table, total = self._tables(parts, step.x, step)
         table = table.view(-1, d)
         dz = kernels.products(offsets, entries.latents, table, W_dec).mul_(step.factor)
-        fired = kernels.sum_per_latent(entries.latents, z, self.n_latents).view(m, -1) > 0
-        dp = self._backward(entries, z, dz, step)
         order = kernels.by_latent(rows, entries.latents, self.n_latents)
+        z_by_latent = z.index_select(0, order.order)
+        fired = kernels.sum_runs(order.offsets, z_by_latent).view(m, -1) > 0
+        dp = self._backward(entries, z, dz, order, step).index_select(0, order.order)
         encoder_order = order
         if len(self.ends) > 1:
-            encoder_order = kernels.ByLatent(order.order, entries.rows.index_select(0, order.order), order.offsets)
+            encoder_order = ByLatent(order.order, entries.rows.index_select(0, order.order), order.offsets)
         matrices = {
-            "W_dec": RowGradient(table, order, z.index_select(0, order.order).mul_(step.factor)),
-            "W_enc_T": RowGradient(step.centered.view(-1, d), encoder_order, dp.index_select(0, order.order)),
+            "W_dec": RowGradient(table, order, z_by_latent.mul_(step.factor)),
+            "W_enc_T": RowGradient(step.centered.view(-1, d), encoder_order, dp),
         }
-        sums = kernels.sum_per_latent(entries.latents, dp, self.n_latents).view(m, -1)
+        sums = kernels.sum_runs(order.offsets, dp).view(m, -1)
         return Gradients(matrices, {"p": sums, "b_dec": total}, error, fired)
 
     def _table_rows(self, entries: Entries) -> tuple[Tensor, Tensor]:
@@ -198,7 +199,7 @@ class Objective(ABC):
         ends = torch.tensor(self.ends, device=entries.latents.device)
         group = torch.bucketize(entries.latents % self.d_sae, ends, right=True)
         rows = entries.rows * len(self.ends) + group
-        return rows, kernels.starts(torch.bincount(rows, minlength=entries.n_rows * len(self.ends)))
+        return rows, kernels.starts(rows, entries.n_rows * len(self.ends))
 
     def _above(self, step: Step, bound: Tensor | float) -> Entries:
         """Entries whose preactivation exceeds a bound that broadcasts to [m, 1, d_sae]."""
@@ -222,8 +223,7 @@ class Objective(ABC):
         return per_member.repeat_interleave(self.d_sae).index_select(0, entries.latents)
 
     def _sum_by_member(self, entries: Entries, values: Tensor) -> Tensor:
-        members = entries.latents.div(self.d_sae, rounding_mode="floor")
-        return kernels.sum_per_latent(members, values, self.m)
+        return kernels.sum_runs(entries.offsets[:: entries.n_rows // self.m], values)
 
     # The dense route.
 
@@ -273,7 +273,11 @@ class Objective(ABC):
         for start in range(0, step.batch, rows):
             centered = step.centered[:, start : start + rows]
             p = self._held("p", (self.m, centered.shape[1], self.d_sae))
-            torch.baddbmm(self.parameters[self.bias][:, None], centered, W_enc_T.mT, out=p)
+            if self.m == 1:
+                # Adds the bias while it multiplies; the other writes it into p first.
+                torch.addmm(self.parameters[self.bias][0], centered[0], W_enc_T[0].mT, out=p[0])
+            else:
+                torch.baddbmm(self.parameters[self.bias][:, None], centered, W_enc_T.mT, out=p)
             if step.dead is not None:
                 step.dead.read(p, start)
             yield start, p

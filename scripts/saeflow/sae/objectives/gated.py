@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saeflow.sae import kernels
-from saeflow.sae.kernels import Entries, sum_per_latent
+from saeflow.sae.kernels import ByLatent, Entries
 from saeflow.sae.objectives.base import Objective, Step
 
 
@@ -34,7 +34,7 @@ class Gated(Objective):
         h = entries.preactivations - self._at("b_gate", entries)
         return h.mul_(self._at("r_mag", entries).exp_()).add_(self._at("b_mag", entries)).relu_()
 
-    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
+    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, order: ByLatent, step: Step) -> Tensor:
         p = entries.preactivations
         W_dec = self.parameters["W_dec"].view(-1, self.d_in)
         frozen = kernels.decode(entries.offsets, entries.latents, p, W_dec).view(step.x.shape)
@@ -45,7 +45,7 @@ class Gated(Objective):
         through_q = dq * self._at("r_mag", entries).exp_()
         h = p - self._at("b_gate", entries)
         sums = {
-            name: sum_per_latent(entries.latents, values, self.n_latents).view(self.m, -1)
+            name: order.sums(values).view(self.m, -1)
             for name, values in {"b_gate": dp, "b_mag": dq, "r_mag": h.mul_(through_q)}.items()
         }
         step.add_vectors(**sums)

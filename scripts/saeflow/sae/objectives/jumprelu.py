@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from saeflow import config
-from saeflow.sae.kernels import Entries, sum_per_latent
+from saeflow.sae.kernels import ByLatent, Entries
 from saeflow.sae.objectives.base import Objective, Step
 
 
@@ -41,14 +41,13 @@ class JumpReLU(Objective):
         p = entries.preactivations
         return p * (p > self._thresholds.view(-1).index_select(0, entries.latents))
 
-    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
+    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, order: ByLatent, step: Step) -> Tensor:
         thresholds = self._thresholds
         t = thresholds.view(-1).index_select(0, entries.latents)
         w = self._of_entries(entries, self._width)
         inside = (entries.preactivations - t).abs_() < w / 2
         dt = (t * dz).add_(self._of_entries(entries, step.penalty)).mul_(inside).div_(-w)
-        sums = sum_per_latent(entries.latents, dt, self.n_latents).view(self.m, -1)
-        step.add_vectors(log_threshold=sums * thresholds)
+        step.add_vectors(log_threshold=order.sums(dt).view(self.m, -1) * thresholds)
         return dz.mul_(z > 0)
 
     def _dense_values(self, p: Tensor) -> Tensor:

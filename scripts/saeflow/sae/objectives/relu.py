@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from saeflow.sae.kernels import Entries
+from saeflow.sae.kernels import ByLatent, Entries
 from saeflow.sae.objectives.base import Objective, Step
 
 
@@ -18,7 +18,7 @@ class ReLU(Objective):
     def _select(self, step: Step) -> Entries:
         return self._above(step, 0.0)
 
-    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
+    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, order: ByLatent, step: Step) -> Tensor:
         return dz.add_(self._of_entries(entries, step.penalty))
 
     def _dense_values(self, p: Tensor) -> Tensor:

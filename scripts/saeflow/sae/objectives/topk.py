@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saeflow import config
 from saeflow.sae import kernels
-from saeflow.sae.kernels import Entries
+from saeflow.sae.kernels import ByLatent, Entries
 from saeflow.sae.objectives.base import Objective, Step
 
 # From step to step the threshold moves by a few per cent: entries are looked for above the first of these shares of it,
@@ -55,7 +55,7 @@ class TopK(Objective):
             values.masked_fill_(ranks >= self._ks[:, None, None], 0)
         return values
 
-    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
+    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, order: ByLatent, step: Step) -> Tensor:
         return dz.mul_(z > 0)
 
     def _dense_values(self, p: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class BatchTopK(Objective):
             )
         return torch.stack(found)
 
-    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, step: Step) -> Tensor:
+    def _backward(self, entries: Entries, z: Tensor, dz: Tensor, order: ByLatent, step: Step) -> Tensor:
         return dz
 
     def _dense_values(self, p: Tensor) -> Tensor:
