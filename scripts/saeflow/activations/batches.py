@@ -82,7 +82,9 @@ class ShuffledChunks(Order):
     def _show(self, epoch: int, buffer: int) -> None:
         if self._showing == (epoch, buffer):
             return
-        self._buffer.hold(*self._deal[buffer : buffer + 2])
+        last = buffer + 1 == len(self._deal)
+        following = self._buffers.deal(epoch + 1)[0] if last else self._deal[buffer + 1]
+        self._buffer.hold(self._deal[buffer], following)
         n_rows = int(self._starts[buffer + 1] - self._starts[buffer])
         self._order = torch.from_numpy(self._buffers.row_order(epoch, buffer, n_rows)).to(self.device)
         self._showing = epoch, buffer

@@ -33,7 +33,7 @@ class Buffer:
         self._held: Blocks | None = None
         self.memory = self._room()
 
-    def hold(self, blocks: Blocks, following: Blocks | None = None) -> None:
+    def hold(self, blocks: Blocks, following: Blocks) -> None:
         """Have these blocks in `memory`, one after another.
 
         Arguments:
@@ -45,7 +45,7 @@ class Buffer:
         self._held = None
         self._take(blocks)
         self._held = blocks
-        if following is not None:
+        if not np.array_equal(following, blocks):
             self._expect(following)
 
     def _room(self) -> Shaped[Tensor, "n width"]:

@@ -16,8 +16,8 @@ from saeflow import config
 # Most rows times latents of all members of a stack. On one CPU thread, 24 SAEs stacked against one after another are 3
 # to 4 times as fast for 64 -> 64, batch 128; 1.7 to 2.2 for 64 -> 128, batch 256; 1.1 to 1.3 for 128 -> 512 and
 # 32 -> 512, batch 512, in stacks of 8. Larger stacks leave the cache: 1.0 there, and 0.8 for 128 -> 1024, batch 1024.
-# CUDA, reasoned and not measured: at 512 wide a product of this size is 7e10 operations, a millisecond or more of any
-# card of today, beside which the launch of its kernel, some 10 microseconds, is nothing.
+# H200, the same shapes: a step of one SAE takes 1.2 to 1.9 ms whatever its size, which is launching kernels; 24 stacked
+# are 25 times and 96 stacked 65 to 110 times as fast as one after another, and no limit was seen up to there.
 _STACK_SIZE = {"cpu": 1 << 21, "cuda": 1 << 26}
 # Trainings of a search for a penalty that is met at its first refinement: see `calibration.calibrate`.
 _SEARCH = 7

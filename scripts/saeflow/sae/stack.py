@@ -19,8 +19,10 @@ from saeflow.sae.optimizer import Adam, learning_rate, penalty_warmup
 
 # Above this share of active latents dense products are faster. CPU, one thread, 512 -> 4096, batch 4096: the sparse
 # route takes 0.26 of the dense one's time at 1 % active, 0.42 at 5 %, 0.72 at 12 %, 1.1 at 20 %; smaller SAEs break
-# even at 10 to 25 %. CUDA, from data sheets: reading k rows breaks even with multiplying d_sae at a ratio of about 230.
-_DENSE_SHARE = {"cpu": 0.12, "cuda": 1 / 230}
+# even at 10 to 25 %. H200, 768 -> 24576, batch 2048: in float32 it takes 0.4 to 0.5 at 1/768 and 0.6 to 0.75 at 1/96;
+# in tf32, whose products are five times faster, TopK breaks even at about 1/400 and BatchTopK at 1/1500.
+_DENSE_SHARE = {"cpu": 0.12, "cuda": 1 / 64}
+_DENSE_SHARE_TF32 = 1 / 500
 # Steps between looks at what needs the host: which latents are dead, and which route is faster.
 _REFRESH = 16
 _THRESHOLD_DECAY = 0.99
@@ -105,7 +107,8 @@ class Stack:
         self.threshold = parameters["W_dec"].new_zeros(m)
         k = getattr(self.specs[0], "k", None)
         share = 1.0 if k is None else sum(spec.k for spec in self.specs) / (m * d_sae)
-        self.dense = share > _DENSE_SHARE[torch.device(device).type]
+        self._dense_share = _dense_share(torch.device(device))
+        self.dense = share > self._dense_share
         self.records: list[tuple[int, Tensor]] = []
 
     def _initial_parameters(self, stores: Sequence[Any], device: torch.device | str) -> dict[str, Tensor]:
@@ -143,7 +146,7 @@ class Stack:
         return gradients
 
     def _choose_route(self, l0: float) -> None:
-        self.dense = l0 / self.objective.d_sae > _DENSE_SHARE[self.threshold.device.type]
+        self.dense = l0 / self.objective.d_sae > self._dense_share
         if not self.dense:
             self.objective.release()
 
@@ -252,3 +255,8 @@ class Stack:
         if "last_threshold" in tensors:
             self.objective.threshold = tensors["last_threshold"].to(device)
         self.dense = numbers["dense"]
+
+
+def _dense_share(device: torch.device) -> float:
+    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return _DENSE_SHARE_TF32 if tf32 else _DENSE_SHARE[device.type]
