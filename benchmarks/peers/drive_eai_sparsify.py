@@ -16,7 +16,7 @@ def make(variant: str, shape: Shape) -> Subject | None:
     schedule = get_linear_schedule_with_warmup(optimizer, 1, LAST_STEP)
     since_fired = torch.zeros(shape.d_sae, dtype=torch.long, device=device())
     did_fire = torch.zeros(shape.d_sae, dtype=torch.bool, device=device())
-    dead = dead_latents(shape) if variant == "auxk" else None
+    dead = dead_latents(shape).to(device()) if variant == "auxk" else None
 
     def step(x: torch.Tensor) -> None:
         sae.set_decoder_norm_to_unit_norm()

@@ -134,7 +134,9 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                if set(ask("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N").split()) == set(NODES):
+                idle = set(ask("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N").split())
+                # A node can be idle a moment before its last job's record says how that ended.
+                if idle == set(NODES) and not ask("squeue", "--noheader", "--states=running,completing").strip():
                     return
             except subprocess.CalledProcessError:
                 pass  # the controller is not there yet
