@@ -324,6 +324,12 @@ class Study(Section):
                     f"classifiers.roles.{name}.seeds: a captured role takes classifiers.seeds; drop the key, or leave "
                     f"'{name}' out of activations.roles"
                 )
+        for key, saes in (("saes", self.saes), ("language.saes", self.language and self.language.saes)):
+            if saes and saes.training.precision == "bfloat16" and self.compute.device == "cuda":
+                raise ValueError(
+                    f"{key}.training.precision: 'bfloat16' is for a CPU, but compute.device is 'cuda'; drop it, and "
+                    "set compute.matmul_precision to 'tf32'"
+                )
         if self.injection:
             _check_injection(self.injection, self)
         if self.geometry:

@@ -109,6 +109,18 @@ class Training(Section):
 
     steps: PositiveInt = Field(3000, description="Optimiser steps.")
     batch_size: PositiveInt = Field(256, description="Activation vectors per step.")
+    accumulate: PositiveInt = Field(
+        1,
+        description="Equal parts of a batch whose gradients are worked out one after another and averaged: less memory "
+        "where SAEs are stacked (the preactivations of a single one never exist whole). BatchTopK picks its latents "
+        "within a part. Doubles by itself where a GPU's memory ends.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="How a CPU multiplies the matrices of a training: in `float32`, or with factors rounded to "
+        "`bfloat16` and sums in float32, which needs a processor that does so itself. Weights, moments and the choice "
+        "of latents stay in float32. For a GPU see `compute.matmul_precision`.",
+    )
     learning_rate: PositiveFloat = Field(1e-3, description="Peak step size of Adam.")
     second_moment: Literal["element", "latent"] = Field(
         "element", description="What Adam keeps one for: each element of a matrix, or each latent's row of it."
@@ -136,6 +148,8 @@ class Training(Section):
         for name in ("warmup_steps", "sparsity_warmup_steps"):
             if getattr(self, name) > self.steps:
                 raise ValueError(f"{name}: {getattr(self, name)} exceeds steps {self.steps}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} parts of a batch_size of {self.batch_size} are not equal")
         return self
 
 

@@ -6,6 +6,7 @@ import torch
 from saeflow import config
 from saeflow.sae import dead as dead_latents
 from saeflow.sae.dead import DeadLatents
+from saeflow.sae.gradients import mean_of
 from saeflow.sae.objectives import base, objective_of
 
 D_IN, D_SAE, BATCH = 12, 40, 96
@@ -226,3 +227,40 @@ def test_blocks_of_a_gradient_are_rows_of_the_whole():
     whole = gradient.block(0, 2 * D_SAE)
     pieces = [gradient.block(i, min(i + 7, 2 * D_SAE)) for i in range(0, 2 * D_SAE, 7)]
     torch.testing.assert_close(torch.cat(pieces), whole)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["sparse", "dense"])
+@pytest.mark.parametrize("variant", SPECS)
+def test_gradients_of_a_batch_in_parts_are_the_mean_of_those_of_the_parts(variant, dense):
+    specs, x = SPECS[variant], batch(m=2)
+
+    def gradients(part):
+        return objective_of(specs[0])(specs, parameters_of(specs)).gradients(part, dense=dense, measure=True)
+
+    in_parts, apart = gradients_in_parts(specs, x, dense), [gradients(part) for part in x.chunk(3, dim=1)]
+    for name, gradient in in_parts.matrices.items():
+        expected = sum(part.matrices[name].block(0, 2 * D_SAE) for part in apart) / 3
+        torch.testing.assert_close(gradient.block(0, 2 * D_SAE), expected)
+    for name, gradient in in_parts.vectors.items():
+        torch.testing.assert_close(gradient, sum(part.vectors[name] for part in apart) / 3)
+    torch.testing.assert_close(in_parts.error, torch.cat([part.error for part in apart], 1))
+    torch.testing.assert_close(sum(in_parts.terms.values()), sum(sum(part.terms.values()) for part in apart) / 3)
+    torch.testing.assert_close(in_parts.l0, sum(part.l0 for part in apart) / 3)
+    assert in_parts.fired.equal(torch.stack([part.fired for part in apart]).any(0))
+
+
+@pytest.mark.parametrize("variant", ["relu", "topk", "jumprelu", "gated"])
+def test_parts_change_nothing_where_rows_do_not_see_one_another(variant):
+    specs, x = SPECS[variant], batch(m=2)
+    whole = objective_of(specs[0])(specs, parameters_of(specs)).gradients(x)
+    in_parts = gradients_in_parts(specs, x, dense=False)
+    for name, gradient in in_parts.matrices.items():
+        torch.testing.assert_close(gradient.block(0, 2 * D_SAE), whole.matrices[name].block(0, 2 * D_SAE))
+    for name, gradient in in_parts.vectors.items():
+        torch.testing.assert_close(gradient, whole.vectors[name])
+
+
+def gradients_in_parts(specs, x, dense):
+    """Of one objective, which takes the same memory for each part."""
+    objective = objective_of(specs[0])(specs, parameters_of(specs))
+    return mean_of(objective.gradients(part, dense=dense, measure=True) for part in x.chunk(3, dim=1))

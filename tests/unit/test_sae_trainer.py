@@ -16,7 +16,9 @@ from saeflow.activations import ActivationStore
 from saeflow.reproduce import child_seed
 from saeflow.sae import trainer
 from saeflow.sae.initialization import Normalization, initial_parameters
+from saeflow.sae.objectives import Objective
 from saeflow.sae.optimizer import learning_rate, penalty_warmup
+from saeflow.sae.precision import matrix_products
 from saeflow.sae.stack import Member
 from saeflow.sae.trainer import TrainedSAE, plan, train
 
@@ -128,6 +130,75 @@ def test_members_that_do_not_fit_together_share_the_pass_in_stacks_of_their_own(
     assert plan([member(s) for s in specs], stores, settings(), "cpu") == [[0, 3], [1], [2]]
     large = [VARIANTS["topk"].model_copy(update={"d_sae": 8192})] * 3
     assert plan([member(s) for s in large], stores, settings(batch_size=4096), "cpu") == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("variant", ["relu", "topk", "jumprelu", "gated"])
+def test_a_batch_in_parts_trains_what_the_whole_batch_trains(variant, store):
+    members = [Member(name, VARIANTS[variant], i) for i, name in enumerate("ab")]
+    training = settings(steps=30, dead_after=10**6)
+    in_parts = train(store, members, training.model_copy(update={"accumulate": 4}))
+    for whole, mine in zip(train(store, members, training), in_parts, strict=True):
+        assert mine.curves["l0"] == pytest.approx(whole.curves["l0"], rel=1e-2)
+        for name, tensor in tensors(mine).items():
+            torch.testing.assert_close(tensor, tensors(whole)[name], rtol=1e-2, atol=1e-3, msg=f"{name}")
+
+
+def test_memory_that_does_not_suffice_halves_the_parts_of_a_batch(store, monkeypatch, caplog):
+    members, training = [Member("a", VARIANTS["batchtopk"], 0)], settings(steps=30)
+    whole, inside = Objective.gradients, []
+
+    def with_little_memory(self, x, **options):
+        inside.append(x.shape[1])
+        if x.shape[1] > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, x, **options)
+
+    monkeypatch.setattr(Objective, "gradients", with_little_memory)
+    little = train(store, members, training)
+    assert inside[:4] == [128, 64, 32, 32]
+    assert set(inside[3:]) == {32}
+    assert "a: out of memory at step 0; batches of 128 in 4 parts from here on" in caplog.text
+    monkeypatch.undo()
+    assert_same_bytes(little, train(store, members, training.model_copy(update={"accumulate": 4})))
+
+
+def test_too_little_memory_for_an_uneven_part_is_an_error(store, monkeypatch):
+    def never(self, x, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Objective, "gradients", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(store, [Member("a", VARIANTS["topk"], 0)], settings(steps=20))
+
+
+has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@pytest.mark.skipif(not has_bfloat16, reason="this processor does not multiply bfloat16 matrices")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_products_train_an_sae_as_good(variant, store):
+    training = settings(steps=200, learning_rate=5e-3)
+    ours, theirs = (
+        train(store, [Member("a", VARIANTS[variant], 0)], training.model_copy(update={"precision": precision}))[0]
+        for precision in ("float32", "bfloat16")
+    )
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not tensors(ours)["W_enc"].equal(tensors(theirs)["W_enc"])
+    assert theirs.curves["explained_variance"][-1] == pytest.approx(ours.curves["explained_variance"][-1], abs=0.02)
+    assert tensors(theirs)["W_enc"].dtype == torch.float32
+
+
+def test_bfloat16_products_that_are_not_to_be_had_are_refused(store, monkeypatch):
+    members, training = [Member("a", VARIANTS["topk"], 0)], settings(steps=20, precision="bfloat16")
+    with (
+        pytest.raises(ValueError, match=r"on a GPU use compute\.matmul_precision: tf32"),
+        matrix_products("bfloat16", "cuda"),
+    ):
+        pass
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(ValueError, match="needs a processor with AVX512-BF16 or AMX"):
+        train(store, members, training)
 
 
 class Interrupting:

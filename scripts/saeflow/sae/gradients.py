@@ -1,5 +1,6 @@
 """What one step leaves behind for the optimizer: gradients, of large matrices only as much at a time as is wanted."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -65,3 +66,36 @@ class Gradients:
     terms: dict[str, Float[Tensor, " m"]] = field(default_factory=dict)
     l0: Float[Tensor, " m"] | None = None
     threshold: Float[Tensor, " m"] | None = None
+
+
+def mean_of(parts: Iterable[Gradients]) -> Gradients:
+    """Gradients of a batch from those of its equal parts; a part may be gone when the next one is made.
+
+    Raises:
+        ValueError: no part.
+    """
+    matrices: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
+    errors, fired, terms, l0, threshold = [], [], [], [], []
+    for part in parts:
+        for name, gradient in part.matrices.items():
+            whole = gradient.block(0, gradient.n_latents)
+            matrices[name] = matrices[name].add_(whole) if name in matrices else whole.clone()
+        for name, gradient in part.vectors.items():
+            vectors[name] = vectors[name].add_(gradient) if name in vectors else gradient.clone()
+        errors.append(part.error.clone())
+        fired.append(part.fired)
+        terms.append(part.terms)
+        l0.append(part.l0)
+        threshold.append(part.threshold)
+    if not (n := len(errors)):
+        raise ValueError("parts: none to take the mean of")
+    return Gradients(
+        {name: RowGradient(total.div_(n)) for name, total in matrices.items()},
+        {name: total.div_(n) for name, total in vectors.items()},
+        torch.cat(errors, dim=1),
+        torch.stack(fired).any(0),
+        {name: sum(part[name] for part in terms) / n for name in terms[0]},
+        None if l0[0] is None else sum(l0) / n,
+        None if threshold[0] is None else sum(threshold) / n,
+    )

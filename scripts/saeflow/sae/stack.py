@@ -1,5 +1,6 @@
 """Members of one variant and size that are trained as one: every tensor has a leading member axis."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,17 +13,20 @@ from saeflow import config
 from saeflow.reproduce import child_seed
 from saeflow.sae import architectures
 from saeflow.sae.dead import DeadLatents, FiringCounter, resample
-from saeflow.sae.gradients import Gradients
+from saeflow.sae.gradients import Gradients, mean_of
 from saeflow.sae.initialization import Normalization, initial_parameters
 from saeflow.sae.objectives import BatchTopK, Objective, objective_of
 from saeflow.sae.optimizer import Adam, learning_rate, penalty_warmup
 
+log = logging.getLogger(__name__)
+
 # Above this share of active latents dense products are faster. CPU, one thread, 512 -> 4096, batch 4096: the sparse
 # route takes 0.26 of the dense one's time at 1 % active, 0.42 at 5 %, 0.72 at 12 %, 1.1 at 20 %; smaller SAEs break
-# even at 10 to 25 %. H200, 768 -> 24576, batch 2048: in float32 it takes 0.4 to 0.5 at 1/768 and 0.6 to 0.75 at 1/96;
-# in tf32, whose products are five times faster, TopK breaks even at about 1/400 and BatchTopK at 1/1500.
+# even at 10 to 25 %. With products in bfloat16 (AMX) it takes 0.52 at 1 %, 1.1 at 4 %; smaller SAEs break even at 10 %.
+# H200, 768 -> 24576, batch 2048: in float32 it takes 0.4 to 0.5 at 1/768 and 0.6 to 0.75 at 1/96; in tf32, whose
+# products are five times faster, TopK breaks even at about 1/400 and BatchTopK at 1/1500.
 _DENSE_SHARE = {"cpu": 0.12, "cuda": 1 / 64}
-_DENSE_SHARE_TF32 = 1 / 500
+_DENSE_SHARE_FAST = {"cpu": 0.05, "cuda": 1 / 500}
 # Steps between looks at what needs the host: which latents are dead, and which route is faster.
 _REFRESH = 16
 _THRESHOLD_DECAY = 0.99
@@ -110,6 +114,7 @@ class Stack:
         self._dense_share = _dense_share(torch.device(device))
         self.dense = share > self._dense_share
         self.records: list[tuple[int, Tensor]] = []
+        self._parts = training.accumulate
 
     def _initial_parameters(self, stores: Sequence[Any], device: torch.device | str) -> dict[str, Tensor]:
         drawn = [
@@ -123,14 +128,7 @@ class Stack:
         refresh = step % _REFRESH == 0
         if refresh and self.revival == "auxk":
             self._set_dead(self.counter.dead)
-        gradients = self.objective.gradients(
-            x,
-            dense=self.dense,
-            warmup=penalty_warmup(self.training, step),
-            dead=self._dead,
-            splice=None if self.splice is None else self._splice_of(x),
-            measure=record or (refresh and self.objective.has_penalty),
-        )
+        gradients = self._gradients(x, step, measure=record or (refresh and self.objective.has_penalty))
         if record:
             self.records.append((step, self._line(gradients, x)))
         centered = x - self.objective.parameters["b_dec"][:, None] if self._resamples_at(step) else None
@@ -145,10 +143,43 @@ class Stack:
             self._choose_route(float(gradients.l0.mean()))
         return gradients
 
+    def _gradients(self, x: Tensor, step: int, measure: bool) -> Gradients:
+        """Of one batch, in as many parts as were asked for, or as memory wants."""
+        while True:
+            try:
+                if self._parts == 1:
+                    return self._gradients_of(x, step, measure)
+                return mean_of(self._gradients_of(part, step, measure) for part in x.chunk(self._parts, dim=1))
+            except torch.OutOfMemoryError:
+                if x.shape[1] % (2 * self._parts):
+                    raise
+                self._parts *= 2
+            self.objective.release()
+            torch.cuda.empty_cache()
+            log.warning(
+                "%s: out of memory at step %d; batches of %d in %d parts from here on. `training.accumulate: %d` does "
+                "so from the start, and gives the same bytes on a larger card",
+                self.members[0].name,
+                step,
+                x.shape[1],
+                self._parts,
+                self._parts,
+            )
+
+    def _gradients_of(self, x: Tensor, step: int, measure: bool) -> Gradients:
+        return self.objective.gradients(
+            x,
+            dense=self.dense,
+            warmup=penalty_warmup(self.training, step),
+            dead=self._dead,
+            splice=None if self.splice is None else self._splice_of(x),
+            measure=measure,
+        )
+
     def _choose_route(self, l0: float) -> None:
         self.dense = l0 / self.objective.d_sae > self._dense_share
         if not self.dense:
-            self.objective.release()
+            self.objective.release_dense()
 
     def _set_dead(self, dead: Tensor) -> None:
         self.revived = dead
@@ -258,5 +289,5 @@ class Stack:
 
 
 def _dense_share(device: torch.device) -> float:
-    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    return _DENSE_SHARE_TF32 if tf32 else _DENSE_SHARE[device.type]
+    fast = torch.get_float32_matmul_precision() != "highest"
+    return (_DENSE_SHARE_FAST if fast else _DENSE_SHARE)[device.type]

@@ -17,6 +17,7 @@ from saeflow import config
 from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder
 from saeflow.sae.initialization import Normalization
+from saeflow.sae.precision import matrix_products
 from saeflow.sae.sharing import stacks
 from saeflow.sae.stack import Member, Splice, Stack
 
@@ -69,11 +70,11 @@ def train(
     Returns:
         one trained SAE per member, in their order.
     Raises:
-        ValueError: a member that cannot be trained as asked; names it.
+        ValueError: a member that cannot be trained as asked, which it names, or a precision that is not to be had.
     """
     stores = list(stores) if isinstance(stores, list | tuple) else [stores]
     _check(members, stores, splice)
-    with torch.no_grad():
+    with torch.no_grad(), matrix_products(training.precision, device):
         used = sorted({member.store for member in members})
         normalizations = {i: _normalization(stores[i], training) for i in used}
         on_device = {i: normalizations[i].to(device) for i in used}

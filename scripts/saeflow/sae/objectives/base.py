@@ -291,6 +291,10 @@ class Objective(ABC):
         return held[:size].view(shape)
 
     def release(self) -> None:
+        """Give back all memory that is held from step to step."""
+        self._memory.clear()
+
+    def release_dense(self) -> None:
         """Give back the memory that only the dense route needs."""
         for name in ("dz", "dW_dec", "dW_enc_T", "decoded"):
             self._memory.pop(name, None)
