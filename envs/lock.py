@@ -1,5 +1,5 @@
 """Pin requirements.in into requirements.lock (everything) and torch-cuda.lock (torch with its CUDA libraries), and what
-slurm.in adds to it into slurm.lock.
+each extra's file adds to it into a lock of its own.
 
 torch has two builds: the CUDA build that the package index serves, and a CPU build that a machine may offer on its own
 (find-links or an own index). A lock line can name only one, so torch lives in files of its own:
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+EXTRAS = ("slurm", "tracking")
 CUDA = re.compile(r"(torch|triton|nvidia-|cuda-)")
 
 
@@ -20,8 +21,9 @@ def main() -> None:
     write("requirements.lock", [block for block in blocks if not CUDA.match(block)])
     write("torch-cuda.lock", [block for block in blocks if CUDA.match(block)])
     # Installed on top of the environment, so that it never holds another version of a package that is there.
-    on_top = pins("slurm.in", "--constraint", HERE / "requirements.lock")
-    write("slurm.lock", [block for block in on_top if name_of(block) not in map(name_of, blocks)])
+    for extra in EXTRAS:
+        on_top = pins(f"{extra}.in", "--constraint", HERE / "requirements.lock")
+        write(f"{extra}.lock", [block for block in on_top if name_of(block) not in map(name_of, blocks)])
 
 
 def pins(source: str, *flags: str | Path) -> list[str]:

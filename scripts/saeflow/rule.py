@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from saeflow import gpu, record
+from saeflow import gpu, record, tracking
 from saeflow.advice import advice
 from saeflow.redaction import redact
 
@@ -37,7 +37,8 @@ def run(main: Callable[..., None], job: Any) -> None:
     try:
         arguments = _arguments(main, job)
         make_deterministic(job.threads, arguments.get("cfg", {}))
-        main(**arguments)
+        with tracking.followed(Path(job.log[0]).with_suffix(".curves")):
+            main(**arguments)
     except Exception as error:
         log.error("failed after %.1f s\n%s", time.perf_counter() - started, traceback.format_exc())
         logging.shutdown()

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from saeflow import tracking
 from saeflow.config_language import EmbeddedModel
 from saeflow.datasets.contexts import START, Contexts
 from saeflow.models.language import Tokens, loss_sum
@@ -115,6 +116,7 @@ def train(
             curve.append({"step": step + 1, "loss": float(torch.stack(losses).mean())})
             losses.clear()
             log.info("step %d: loss %.4f", step + 1, curve[-1]["loss"])
+            tracking.scalars("language model", step + 1, {"loss": curve[-1]["loss"]})
     model.eval()
     return curve
 

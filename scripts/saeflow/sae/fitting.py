@@ -69,7 +69,8 @@ def fit(
         # The same first weights for all variants of a seed, so that they differ by their objective alone.
         members = [
             Member(
-                f"{key.variant}-s{key.seed}, store {key.store}",
+                f"{key.variant}-s{key.seed}, store {key.store}"
+                + (f", penalty {spec.penalty:.4g}" if is_searched(saes.variants[key.variant]) else ""),
                 spec,
                 child_seed(seed, "sae", key.seed),
                 key.store,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow import config
+from saeflow import config, tracking
 from saeflow.reproduce import child_seed
 from saeflow.sae import architectures
 from saeflow.sae.dead import DeadLatents, FiringCounter, resample
@@ -131,6 +131,7 @@ class Stack:
         gradients = self._gradients(x, step, measure=record or (refresh and self.objective.has_penalty))
         if record:
             self.records.append((step, self._line(gradients, x)))
+            self._track()
         centered = x - self.objective.parameters["b_dec"][:, None] if self._resamples_at(step) else None
         self.optimizer.step(gradients, learning_rate(self.training, step))
         self.counter.update(gradients.fired, x.shape[1])
@@ -227,6 +228,14 @@ class Stack:
         loss = sum(gradients.terms.values())
         dead = self.counter.dead.to(error.dtype).mean(1)
         return torch.stack([loss, error / x.shape[1], 1 - error / variance, gradients.l0, dead])
+
+    def _track(self) -> None:
+        """Show the last line of the curves to those who watch."""
+        if not tracking.active():
+            return
+        step, line = self.records[-1]
+        for member, values in zip(self.members, line.T.tolist(), strict=True):
+            tracking.scalars(member.name, step, dict(zip(self.COLUMNS, values, strict=True)))
 
     def curves(self, i: int) -> dict[str, list[float]]:
         """Curves of one member: `step` and COLUMNS."""

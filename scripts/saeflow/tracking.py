@@ -1,0 +1,115 @@
+"""Training curves while they grow, for those who watch: TensorBoard and Weights & Biases.
+
+Off unless the environment variable SAEFLOW_TRACKERS names trackers: `tensorboard`, `wandb`, or both with a comma.
+It is no key of the study: who watches changes no byte of a result and asks for no job to run again.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+VARIABLE = "SAEFLOW_TRACKERS"
+
+
+class Tracker(Protocol):
+    """What takes the curves of many trainings."""
+
+    def scalars(self, training: str, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files, a folder for each training: `tensorboard --logdir results/<study>/logs` shows them."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._folder, self._new, self._writers = folder, SummaryWriter, {}
+
+    def scalars(self, training: str, step: int, values: Mapping[str, float]) -> None:
+        if training not in self._writers:
+            # What a stopped training wrote behind its checkpoint is written again.
+            self._writers[training] = self._new(str(self._folder / training), purge_step=step)
+        for name, value in values.items():
+            self._writers[training].add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+class WeightsAndBiases:
+    """A run for each training; kept here until `wandb sync` sends it, unless WANDB_MODE says otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        import wandb
+
+        self._folder, self._wandb, self._runs = folder, wandb, {}
+
+    def scalars(self, training: str, step: int, values: Mapping[str, float]) -> None:
+        if training not in self._runs:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._runs[training] = self._wandb.init(
+                project="saeflow",
+                name=training,
+                dir=str(self._folder),
+                mode=os.environ.get("WANDB_MODE", "offline"),
+                reinit="create_new",
+                settings=self._wandb.Settings(silent=True, console="off"),
+            )
+        self._runs[training].log(dict(values), step=step)
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.finish()
+
+
+_KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+_open: list[Tracker] = []
+
+
+@contextmanager
+def followed(folder: Path, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Open the trackers that the environment names, for what is trained inside.
+
+    Arguments:
+        folder: for what they write.
+    Raises:
+        ValueError: a name that is none of a tracker.
+        ImportError: its package is not installed; says how to get it.
+    """
+    for name in filter(None, (part.strip() for part in environment.get(VARIABLE, "").split(","))):
+        if name not in _KINDS:
+            raise ValueError(f"{VARIABLE}: '{name}' is none of {', '.join(_KINDS)}")
+        try:
+            _open.append(_KINDS[name](folder))
+        except ImportError as error:
+            raise ImportError(
+                f"{VARIABLE}: '{name}' needs the package '{error.name}', which is not installed: "
+                "pip install --no-deps --require-hashes -r envs/tracking.lock"
+            ) from error
+    try:
+        yield
+    finally:
+        while _open:
+            _open.pop().close()
+
+
+def active() -> bool:
+    """Whether anybody watches: numbers on a GPU need not be fetched if not."""
+    return bool(_open)
+
+
+def scalars(training: str, step: int, values: Mapping[str, Any]) -> None:
+    """Give every open tracker a point of each curve.
+
+    Arguments:
+        training: its name; with slashes, a path below the job's folder.
+        step: of the training, counted from 0.
+        values: number of each curve at that step.
+    """
+    for tracker in _open:
+        tracker.scalars(training, step, values)
