@@ -1,4 +1,4 @@
-"""Capture activations of a language model: one pass over each split writes every hook point.
+"""Capture activations of a language model: one pass over each split writes every hook point, or a job's part of each.
 
 A row is a text token; start tokens and the first token of each context, whose activations have another norm than all
 others, are left out. The columns of a row's source say document, position in it, context and token.
@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from saeflow import config_language
-from saeflow.activations import ActivationStore
+from saeflow.activations import Part, PartWriter, write_manifest
 from saeflow.datasets import texts
 from saeflow.datasets.contexts import TokenFile
 from saeflow.models import language, language_capture
@@ -17,13 +17,15 @@ from saeflow.models.language_files import folder_of
 from saeflow.rule import run
 
 
-def main(*, model: list[Path], tokens: list[Path], manifests: list[Path], cfg: dict) -> None:
+def main(*, model: list[Path], tokens: list[Path], parts: list[Path], manifests: list[Path], cfg: dict) -> None:
     """
     Arguments:
         model: the model's folder, or its files.
         tokens: .parquet of `tokenize_texts`, of each split.
-        manifests: manifest.json of each store, in the order hook points x splits.
-        cfg: `model` (its name), `settings` (its section), `activations` (section), `device`.
+        parts: folder of this job's part of each store, in the order hook points x splits.
+        manifests: manifest.json of each store, in that order, if this job writes the whole of them; else none.
+        cfg: `model` (its name), `settings` (its section), `activations` (section), `device`, and with several jobs
+            `shard`, the number of this one.
     Raises:
         LanguageModelError, HookPointError: a model, tokenizer, context or hook point that does not go with the others.
     """
@@ -35,12 +37,19 @@ def main(*, model: list[Path], tokens: list[Path], manifests: list[Path], cfg: d
     tokenizer = language.load_tokenizer(folder, cfg["settings"])
     language.check(network, tokenizer, files["train"].context_size, cfg["model"])
     widths = language_capture.width(network, hooks, tokenizer.start or 0)
-    folders = dict(zip(product(hooks, texts.SPLITS), (path.parent for path in manifests), strict=True))
+    folders = dict(zip(product(hooks, texts.SPLITS), parts, strict=True))
     for split, file in files.items():
+        share = language_capture.Share.of(
+            file,
+            int(cfg.get("shard", 0)),
+            activations.shards,
+            chunk_rows=activations.chunk_rows,
+            batch_size=activations.batch_size,
+        )
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(
-                    ActivationStore.create(
+                    PartWriter(
                         folders[name, split],
                         d=widths[name],
                         dtype=activations.dtype,
@@ -58,7 +67,10 @@ def main(*, model: list[Path], tokens: list[Path], manifests: list[Path], cfg: d
                 )
                 for name in hooks
             }
-            language_capture.capture(network, file.batches(activations.batch_size), hooks, writers)
+            batches = file.batches(activations.batch_size, share.contexts)
+            language_capture.capture(network, batches, hooks, writers, share)
+    for manifest, part in zip(manifests, parts, strict=False):
+        write_manifest(manifest.parent, [Part.read(part)])
 
 
 if __name__ == "__main__":

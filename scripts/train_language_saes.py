@@ -1,4 +1,5 @@
-"""Train every SAE of one hook point of a language model from one stream of its activations; saved for SAELens."""
+"""Train the SAEs of one hook point of a language model from one stream of its activations, or one job's share of them;
+saved for SAELens."""
 
 from pathlib import Path
 
@@ -15,19 +16,20 @@ def main(*, store: Path, saes: list[Path], curves: list[Path], cfg: dict) -> Non
     """
     Arguments:
         store: manifest.json of the training split.
-        saes: cfg.json of each SAE to write, in the order variants x seeds.
+        saes: cfg.json of each SAE to write, in the order of `saeflow.sae.sharing.jobs`.
         curves: tables to write, one per SAE, a row per recorded training step.
-        cfg: `saes` (section), `model`, `hook` (names), `origin` (what SAELens is to know of the model), `seed` (root of
-            the draws), `device`.
+        cfg: `saes` (section), `shard` (which of its jobs this is), `model`, `hook` (names), `origin` (what SAELens is
+            to know of the model), `seed` (root of the draws), `device`.
     Raises:
         DeadSAEError: an SAE that died.
     """
     spec = config.SAEs.model_validate(cfg["saes"])
     opened = ActivationStore.open(store)
+    keys = sharing.jobs(spec, 1, cfg["device"])[cfg["shard"]]
     checkpoint = saes[0].parent.with_name(f"{saes[0].parent.name}.checkpoint")
-    fitted = fitting.fit([opened], spec, seed=cfg["seed"], device=cfg["device"], checkpoint=checkpoint)
+    fitted = fitting.fit([opened], spec, seed=cfg["seed"], keys=keys, device=cfg["device"], checkpoint=checkpoint)
     results = {key: health.check(result, spec.training) for key, result in fitted}
-    for key, path, curve in zip(sharing.keys_of(spec, 1), saes, curves, strict=True):
+    for key, path, curve in zip(keys, saes, curves, strict=True):
         formats.save(
             results[key].sae,
             path.parent,

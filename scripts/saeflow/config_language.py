@@ -144,6 +144,10 @@ class LanguageActivations(Section):
     dtype: DType = Field("float32", description="Number type on disk.")
     chunk_rows: PositiveInt = Field(16384, description="Activation vectors per chunk file.")
     batch_size: PositiveInt = Field(64, description="Contexts per forward pass.")
+    shards: PositiveInt = Field(
+        1,
+        description="Jobs that capture one model, each its own part of every store; the same chunks for any number.",
+    )
 
 
 class LanguageFeatures(Section):

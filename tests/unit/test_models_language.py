@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from huggingface_hub import errors
 
-from saeflow.activations import ActivationStore
+from saeflow.activations import ActivationStore, Part, PartWriter
 from saeflow.config_language import EmbeddedModel, Hook
 from saeflow.datasets import contexts
 from saeflow.models import hook_points, language, language_capture, language_files, language_training
@@ -135,6 +135,42 @@ def test_capture_writes_every_hook_point_of_every_text_token_with_its_provenance
         assert np.array_equal(context, np.nonzero(text)[0])
     x = ActivationStore.open(tmp_path / "x").rows(slice(None))
     torch.testing.assert_close(x, states[1][torch.from_numpy(text)])
+
+
+@pytest.mark.parametrize("n_parts", [2, 3, 9])
+def test_parts_of_several_jobs_are_those_of_one(tmp_path, llama, batch, n_parts):
+    many = [batch] * 7
+    contexts.write(tmp_path / "tokens.parquet", many, context_size=batch.tokens.shape[1], start=0)
+    file, hooks = contexts.TokenFile.open(tmp_path / "tokens.parquet"), {"x": Hook(module="model.layers.1")}
+    assert np.array_equal(file.text_tokens(), np.tile(batch.is_text.sum(1), 7))
+
+    def chunks(n):
+        found = []
+        for i in range(n):
+            share = language_capture.Share.of(file, i, n, chunk_rows=5, batch_size=3)
+            source = language_capture.SOURCE
+            with PartWriter(
+                tmp_path / f"{n}-{i}", d=16, dtype="float32", chunk_rows=5, source_columns=source
+            ) as writer:
+                batches = file.batches(3, share.contexts)
+                written = language_capture.capture(llama, batches, hooks, {"x": writer}, share)
+            assert written == Part.read(tmp_path / f"{n}-{i}").n_rows
+            found.append(Part.read(tmp_path / f"{n}-{i}").digests)
+        return {array: [digest for part in found for digest in part[array]] for array in ("activations", "source")}
+
+    whole = chunks(1)
+    assert len(whole["activations"]) == -(-7 * int(batch.is_text.sum()) // 5)
+    assert chunks(n_parts) == whole
+
+
+def test_a_run_of_contexts_is_read_in_batches_of_its_own_across_groups(tmp_path, batch):
+    contexts.write(tmp_path / "t.parquet", [batch] * 3, context_size=batch.tokens.shape[1], start=0)
+    file, n = contexts.TokenFile.open(tmp_path / "t.parquet"), len(batch)
+    whole = np.tile(batch.tokens, (3, 1))
+    for wanted in (range(3 * n), range(1, 2 * n + 1), range(n, n), range(2, 3)):
+        found = list(file.batches(2, wanted))
+        assert [len(part) for part in found] == [len(wanted[i : i + 2]) for i in range(0, len(wanted), 2)]
+        assert np.array_equal(np.concatenate([whole[:0], *(part.tokens for part in found)]), whole[list(wanted)])
 
 
 def test_batches_of_the_model_change_only_rounding(tmp_path, llama, batch):

@@ -114,10 +114,38 @@ def test_every_file_is_in_the_manifest_with_its_digest(language):
     assert {f for f in files - listed if not f.endswith(".snakemake_timestamp")} == set()
 
 
-def test_a_second_build_elsewhere_has_the_same_bytes(language, tmp_path):
-    other = Project(language.root, tmp_path)
-    other.snakemake(study=STUDY)
-    assert (results(other) / "MANIFEST.sha256").read_text() == (results(language) / "MANIFEST.sha256").read_text()
+def in_shards(study: dict) -> None:
+    study["activations"]["shards"] = 3
+    study["saes"]["shards"] = 2
+
+
+def test_a_second_build_elsewhere_in_several_jobs_has_the_same_bytes(language, tmp_path):
+    other = Project(language.root, tmp_path / "work")
+    other.work.mkdir()
+    other.snakemake(study=changed(language, tmp_path, in_shards))
+    logs = results(other) / "logs"
+    assert len(list((logs / "capture_language_activations").glob("*.log"))) == 3
+    assert len(list((logs / "train_language_saes").rglob("*.log"))) == 2 * len(HOOKS)
+    one, several = (
+        [
+            line
+            for line in (results(project) / "MANIFEST.sha256").read_text().splitlines()
+            if "/activations/" not in line
+        ]
+        for project in (language, other)
+    )
+    assert len(one) > 50
+    assert several == one
+    stores = sorted((results(language) / "language" / "activations").rglob("manifest.json"))
+    assert len(stores) == 2 * len(HOOKS)
+    for path in stores:
+        here, there = (
+            [part["sha256"] for part in json.loads(file.read_text())["parts"]]
+            for file in (path, results(other) / path.relative_to(results(language)))
+        )
+        assert len(there) == 3
+        for array in ("activations", "source"):
+            assert [digest for part in there for digest in part[array]] == here[0][array]
 
 
 def test_nothing_is_left_to_do(language):

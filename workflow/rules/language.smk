@@ -126,6 +126,9 @@ rule tokenize_texts:
 # A rule per model, because each has its own hook points and Snakemake wants the names of a rule's outputs.
 for name in LANGUAGE_MODELS:
     suffix = f"_{name}" if len(LANGUAGE_MODELS) > 1 else ""
+    manifests = each_hook(f"{TEXT_STORE}/manifest.json", models=[name], split_of_text=SPLITS_OF_TEXT)
+    # A single job writes whole stores, manifests and all; one of several writes its own part of each.
+    part, job = ("part-0", name) if len(TEXT_PARTS) == 1 else ("part-{shard}", f"{name}.{{shard}}")
 
     rule:
         name:
@@ -135,15 +138,15 @@ for name in LANGUAGE_MODELS:
             tokens=each(TOKENS, language_model=name, split_of_text=SPLITS_OF_TEXT),
             lib=library("capture_language_activations"),
         output:
-            manifests=each_hook(f"{TEXT_STORE}/manifest.json", models=[name], split_of_text=SPLITS_OF_TEXT),
+            manifests=manifests if len(TEXT_PARTS) == 1 else [],
             parts=[
-                directory(part)
-                for part in each_hook(f"{TEXT_STORE}/part-0", models=[name], split_of_text=SPLITS_OF_TEXT)
+                directory(path)
+                for path in each_hook(f"{TEXT_STORE}/{part}", models=[name], split_of_text=SPLITS_OF_TEXT)
             ],
         log:
-            f"<results>/logs/capture_language_activations/{name}.log",
+            f"<results>/logs/capture_language_activations/{job}.log",
         benchmark:
-            f"<results>/benchmarks/capture_language_activations/{name}.jsonl"
+            f"<results>/benchmarks/capture_language_activations/{job}.jsonl"
         conda:
             "../../envs/language.yaml"
         threads: STUDY.compute.threads
@@ -160,31 +163,62 @@ for name in LANGUAGE_MODELS:
         script:
             "../../scripts/capture_language_activations.py"
 
+    if len(TEXT_PARTS) > 1:
 
-rule train_language_saes:
-    input:
-        store=text_store("train")[0],
-        chunks=text_store("train")[1],
-        lib=library("train_language_saes"),
-    output:
-        saes=each(f"{TEXT_SAE}/cfg.json", **ALL_TEXT_SAES),
-        weights=each(f"{TEXT_SAE}/sae_weights.safetensors", **ALL_TEXT_SAES),
-        curves=each(f"{TEXT_SAE}.curves.parquet", **ALL_TEXT_SAES),
-    log:
-        "<results>/logs/train_language_saes/{language_model}/{hook}.log",
-    benchmark:
-        "<results>/benchmarks/train_language_saes/{language_model}/{hook}.jsonl"
-    conda:
-        "../../envs/torch.yaml"
-    threads: STUDY.compute.threads
-    resources:
-        mem_mb=memory(3000),
-        runtime=720,
-        gpu=GPU,
-    params:
-        cfg=lambda wildcards: of_model("saes", keys=[])(wildcards) | {"origin": origin(wildcards)},
-    script:
-        "../../scripts/train_language_saes.py"
+        rule:
+            name:
+                f"gather_language_activations{suffix}"
+            input:
+                parts=each_hook(
+                    f"{TEXT_STORE}/part-{{shard}}", models=[name], split_of_text=SPLITS_OF_TEXT, shard=TEXT_PARTS
+                ),
+                lib=library("gather_activations"),
+            output:
+                manifests=manifests,
+            log:
+                f"<results>/logs/gather_language_activations/{name}.log",
+            benchmark:
+                f"<results>/benchmarks/gather_language_activations/{name}.jsonl"
+            conda:
+                "../../envs/torch.yaml"
+            resources:
+                mem_mb=memory(1000),
+                runtime=30,
+            params:
+                cfg=settings(),
+            script:
+                "../../scripts/gather_activations.py"
+
+
+for shard, keys in enumerate(TEXT_SAE_JOBS):
+    suffix = f".{shard}" if len(TEXT_SAE_JOBS) > 1 else ""
+
+    rule:
+        name:
+            f"train_language_saes{suffix.replace('.', '_')}"
+        input:
+            store=text_store("train")[0],
+            chunks=text_store("train")[1],
+            lib=library("train_language_saes"),
+        output:
+            saes=text_saes_of_job(f"{TEXT_SAE}/cfg.json", keys),
+            weights=text_saes_of_job(f"{TEXT_SAE}/sae_weights.safetensors", keys),
+            curves=text_saes_of_job(f"{TEXT_SAE}.curves.parquet", keys),
+        log:
+            f"<results>/logs/train_language_saes/{{language_model}}/{{hook}}{suffix}.log",
+        benchmark:
+            f"<results>/benchmarks/train_language_saes/{{language_model}}/{{hook}}{suffix}.jsonl"
+        conda:
+            "../../envs/torch.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            mem_mb=memory(3000),
+            runtime=720,
+            gpu=GPU,
+        params:
+            cfg=of_training(shard),
+        script:
+            "../../scripts/train_language_saes.py"
 
 
 rule evaluate_language_saes:
@@ -288,7 +322,7 @@ LANGUAGE_RESULTS += [
     *(each(f"{LANGUAGE}/models/{name}/{{file}}", file=(*TRAINED_FILES, "training.json")) for name in EMBEDDED_MODELS),
     each(TOKENS, language_model=LANGUAGE_MODELS, split_of_text=SPLITS_OF_TEXT),
     each_hook(f"{TEXT_STORE}/manifest.json", split_of_text=SPLITS_OF_TEXT),
-    each_hook(f"{TEXT_STORE}/part-0", split_of_text=SPLITS_OF_TEXT),
+    each_hook(f"{TEXT_STORE}/part-{{shard}}", split_of_text=SPLITS_OF_TEXT, shard=TEXT_PARTS),
     each_hook(f"{TEXT_SAE}/cfg.json", **ALL_TEXT_SAES),
     each_hook(f"{TEXT_SAE}/sae_weights.safetensors", **ALL_TEXT_SAES),
     each_hook(f"{TEXT_SAE}.curves.parquet", **ALL_TEXT_SAES),

@@ -18,6 +18,9 @@ TRAINED_FILES = (
 )
 TOKENS = f"{LANGUAGE}/tokens/{{language_model}}/{{split_of_text}}.parquet"
 TEXT_STORE = f"{LANGUAGE}/activations/{{language_model}}/{{hook}}/{{split_of_text}}"
+# Parts of each store, one per capture job; the SAEs of each training job.
+TEXT_PARTS = range(SPEC.activations.shards)
+TEXT_SAE_JOBS = jobs(SPEC.saes, 1, STUDY.compute.device)
 TEXT_SAES = f"{LANGUAGE}/saes/{{language_model}}/{{hook}}"
 TEXT_SAE = f"{TEXT_SAES}/{{variant}}-s{{sae_seed}}"
 TEXT_FEATURES = f"{LANGUAGE}/features/{{language_model}}/{{hook}}/{{variant}}"
@@ -54,6 +57,11 @@ def without_paths(section):
     return section.model_dump(mode="json") | paths
 
 
+def without_shards(section):
+    """A section as what is made from it depends on it: not on the number of jobs."""
+    return {name: value for name, value in without_paths(section).items() if name != "shards"}
+
+
 def of_model(*sections, keys=None, **more):
     """The `cfg` of a job of one model: its name, keys of its section (all, if not named), sections of the language
     study."""
@@ -65,6 +73,12 @@ def of_model(*sections, keys=None, **more):
         return shared(wildcards) | {"model": wildcards.language_model, "settings": kept}
 
     return cfg
+
+
+def of_training(shard):
+    """The `cfg` of a job that trains SAEs of one hook point: all of them, or its share."""
+    shared = of_model("saes", keys=[], shard=shard)
+    return lambda wildcards: shared(wildcards) | {"origin": origin(wildcards)}
 
 
 def of_hook(**more):
@@ -89,7 +103,7 @@ def each_hook(pattern, models=LANGUAGE_MODELS, **values):
 
 # What features are made by, wherever the files lie.
 LANGUAGE_DIGEST = digest_of(
-    {name: without_paths(getattr(SPEC, name)) for name in ("text", "activations", "saes", "features")}
+    {name: without_shards(getattr(SPEC, name)) for name in ("text", "activations", "saes", "features")}
     | {"models": {name: without_paths(model) for name, model in LANGUAGE_MODELS.items()}, "seed": STUDY.seed}
 )
 try:
@@ -104,9 +118,14 @@ except (language_files.ModelFilesError, texts.TextError) as error:
 
 
 def text_store(split):
-    """Manifest of one split of a hook point, and the folder that it speaks of: needed, but compared by the manifest."""
+    """Manifest of one split of a hook point, and the folders that it speaks of: needed, but compared by the manifest."""
     store = TEXT_STORE.replace("{split_of_text}", split)
-    return f"{store}/manifest.json", ancient(f"{store}/part-0")
+    return f"{store}/manifest.json", [ancient(part) for part in each(f"{store}/part-{{shard}}", shard=TEXT_PARTS)]
+
+
+def text_saes_of_job(pattern, keys):
+    """A file of each SAE that one job trains."""
+    return [file for key in keys for file in each(pattern, variant=key.variant, sae_seed=key.seed)]
 
 
 def origin(wildcards):

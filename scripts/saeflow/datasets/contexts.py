@@ -209,11 +209,40 @@ class TokenFile:
     def __len__(self) -> int:
         return self.n_contexts
 
-    def batches(self, size: int) -> Iterator[Contexts]:
-        """Contexts in order, `size` at a time, the last batch may be shorter."""
+    def text_tokens(self) -> Int[np.ndarray, " n_contexts"]:
+        """Number of text tokens of each context."""
+        whole = range(self.n_contexts)
+        counts = [(part["position"][:, 1:] != START).sum(1) for part in self._groups(whole, ("position",))]
+        return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
+
+    def batches(self, size: int, contexts: range | None = None) -> Iterator[Contexts]:
+        """Contexts in order, `size` at a time, the last batch may be shorter.
+
+        Arguments:
+            contexts: a run of them, if not all.
+        """
+        left: dict[str, np.ndarray] = {}
+        for group in self._groups(range(self.n_contexts) if contexts is None else contexts, COLUMNS):
+            left = {name: np.concatenate([left[name], group[name]]) if left else group[name] for name in COLUMNS}
+            n_whole = len(left["tokens"]) // size * size
+            for start in range(0, n_whole, size):
+                yield Contexts(*(left[name][start : start + size] for name in COLUMNS))
+            left = {name: array[n_whole:] for name, array in left.items()}
+        if left and len(left["tokens"]):
+            yield Contexts(*(left[name] for name in COLUMNS))
+
+    def _groups(self, contexts: range, columns: tuple[str, ...]) -> Iterator[dict[str, Int[np.ndarray, "n context"]]]:
+        """Columns of the contexts asked for, as they were written: a group at a time."""
         with parquet.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(size):
-                arrays = (
-                    batch[name].flatten().to_numpy().astype(np.int64).reshape(-1, self.context_size) for name in COLUMNS
-                )
-                yield Contexts(*arrays)
+            start = 0
+            for i in range(file.num_row_groups):
+                stop = start + file.metadata.row_group(i).num_rows
+                inside = slice(max(contexts.start, start) - start, min(contexts.stop, stop) - start)
+                if inside.start < inside.stop:
+                    group = file.read_row_group(i, list(columns))
+                    flat = {name: group[name].combine_chunks().flatten().to_numpy() for name in columns}
+                    yield {
+                        name: values.astype(np.int64).reshape(-1, self.context_size)[inside]
+                        for name, values in flat.items()
+                    }
+                start = stop

@@ -7,14 +7,16 @@ have a thread each. Memory holds two batches and a few chunks per hook point, wh
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeflow.activations import PartWriter
+from saeflow.activations import PartWriter, rows_of
 from saeflow.config_language import Hook
-from saeflow.datasets.contexts import Contexts
+from saeflow.datasets.contexts import Contexts, TokenFile
 from saeflow.models.hook_points import Recorder
 from saeflow.models.language import LanguageModelError, input_device
 
@@ -22,6 +24,37 @@ log = logging.getLogger(__name__)
 
 SOURCE = ("document", "position", "context", "token")
 """Where a row of a store came from: number of the document, place in it, number of the context, id of the token."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several jobs captures of a file of contexts.
+
+    Arguments:
+        contexts: those whose forward passes give its rows, from the start of a batch.
+        rows: rows of the store that it writes, counted from the first text token of `contexts`.
+    """
+
+    contexts: range
+    rows: range
+
+    @classmethod
+    def of(cls, file: TokenFile, part: int, n_parts: int, *, chunk_rows: int, batch_size: int) -> Self:
+        """Part `part` of `n_parts`: whole chunks of the store, and whole batches of the model.
+
+        A batch across the border of two parts is run by both, whole, as `saeflow.activations.batches_of` says.
+        """
+        if n_parts == 1:
+            return cls(range(len(file)), range(len(file) * file.context_size))
+        before = np.concatenate([[0], file.text_tokens().cumsum()])
+        rows = rows_of(part, n_parts, int(before[-1]), chunk_rows)
+        if not rows:
+            return cls(range(0), range(0))
+        first = int(np.searchsorted(before, rows.start, side="right")) - 1
+        first -= first % batch_size
+        last = int(np.searchsorted(before, rows.stop, side="left"))
+        last = min(-(-last // batch_size) * batch_size, len(file))
+        return cls(range(first, last), range(rows.start - int(before[first]), rows.stop - int(before[first])))
 
 
 def width(model: nn.Module, hooks: Mapping[str, Hook], token: int) -> dict[str, int]:
@@ -35,7 +68,11 @@ def width(model: nn.Module, hooks: Mapping[str, Hook], token: int) -> dict[str, 
 
 
 def capture(
-    model: nn.Module, contexts: Iterable[Contexts], hooks: Mapping[str, Hook], writers: Mapping[str, PartWriter]
+    model: nn.Module,
+    contexts: Iterable[Contexts],
+    hooks: Mapping[str, Hook],
+    writers: Mapping[str, PartWriter],
+    share: Share | None = None,
 ) -> int:
     """Write the activations of all text tokens, in their order.
 
@@ -44,16 +81,21 @@ def capture(
         contexts: batches of contexts.
         hooks: hook points by name.
         writers: of the stores, by the same names, with the columns SOURCE.
+        share: whose contexts these are, and which of their text tokens are written; all if not given.
     Returns:
         the number of rows that each store got.
     Raises:
         LanguageModelError: an activation that is not finite; names the hook point, the document and the place.
     """
-    recorder, device, first, n_rows = Recorder(model, hooks), input_device(model), 0, 0
+    recorder, device, n_seen, n_rows = Recorder(model, hooks), input_device(model), 0, 0
+    first = share.contexts.start if share else 0
     waiting: _Batch | None = None
     for batch in contexts:
         is_text = batch.is_text
         rows = torch.from_numpy(is_text.ravel().nonzero()[0])
+        n_in_batch = len(rows)
+        if share:
+            rows = rows[max(share.rows.start - n_seen, 0) : max(share.rows.stop - n_seen, 0)]
         values = recorder(torch.from_numpy(batch.tokens).to(device, non_blocking=True), rows)
         numbers = torch.arange(first, first + len(batch))[:, None].expand(is_text.shape)
         columns = (torch.from_numpy(batch.document), torch.from_numpy(batch.position), numbers)
@@ -61,7 +103,7 @@ def capture(
         done, waiting = waiting, _Batch.of(values, source, {n: w.spec.torch_dtype for n, w in writers.items()})
         if done:
             done.append_to(writers)
-        first, n_rows = first + len(batch), n_rows + len(rows)
+        first, n_seen, n_rows = first + len(batch), n_seen + n_in_batch, n_rows + len(rows)
     if waiting:
         waiting.append_to(writers)
     return n_rows
