@@ -138,6 +138,11 @@ class Training(Section):
     init: Literal["random", "data"] = Field(
         "random", description="Decoder rows at the start: random directions, or centred activation vectors."
     )
+    calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the rows, the last ones, that no SAE is trained on and on which thresholds and penalties "
+        "are set to their L0; 0 sets them on rows that SAEs have seen. For stores in which any row may come last.",
+    )
     dead_after: PositiveInt = Field(
         25_000, description="Activation vectors without firing after which a latent counts as dead."
     )

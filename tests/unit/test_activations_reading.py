@@ -50,6 +50,25 @@ def shown(batches) -> list[int]:
     return torch.cat([batch[:, 0] for batch in batches]).long().tolist()
 
 
+@pytest.mark.parametrize("n", [0, 1, 128, 300, 301, 777, N])
+def test_the_head_of_a_store_is_a_store_of_its_first_rows(store, n):
+    head = store.head(n)
+    assert head.shape == (n, D)
+    assert np.array_equal(head.rows(slice(None)), numbered(n))
+    if n:
+        assert sorted(shown(head.batches(50, epochs=1))) == list(range(n))
+        assert np.array_equal(head.rows([n - 1, 0]), numbered(n).numpy()[[n - 1, 0]])
+        with pytest.raises(StoreError, match="store"):
+            store.batches(50).load_state_dict(head.batches(50).state_dict())
+    with pytest.raises(IndexError):
+        head.rows([n])
+
+
+def test_a_head_has_no_more_rows_than_the_store(store):
+    with pytest.raises(ValueError, match=f"n: {N + 1} must lie in 0 to {N}"):
+        store.head(N + 1)
+
+
 @pytest.mark.parametrize(
     "indices",
     [[5], [999, 0, 300, 301, 300], np.arange(N)[::-1].copy(), torch.arange(0, N, 7), slice(290, 310), slice(9, 2, -3)],

@@ -54,6 +54,25 @@ def test_every_sae_has_its_target_l0_on_training_rows(fitted):
         assert fitting.mean_l0(result.sae, rows) == pytest.approx(5, rel=0.05 if key.variant == "topk" else 2e-3), key
 
 
+def test_rows_kept_for_calibration_set_the_l0_and_are_not_trained_on(tmp_path):
+    spec = saes(
+        relu={"architecture": "relu", "d_sae": 32, "target_l0": 5},
+        batchtopk={"architecture": "batchtopk", "d_sae": 32, "k": 5},
+    )
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"calibration_share": 0.2})})
+    opened = store(tmp_path / "a")
+    results = dict(fitting.fit([opened], spec, seed=0))
+    kept = opened.rows(slice(1200, None))
+    for key, result in results.items():
+        assert fitting.mean_l0(result.sae, kept) == pytest.approx(5, rel=1e-2), key
+    without = spec.model_copy(update={"training": spec.training.model_copy(update={"calibration_share": 0.0})})
+    on_the_rest = dict(fitting.fit([opened.head(1200)], without, seed=0))
+    for key, result in results.items():
+        if key.variant == "batchtopk":
+            assert result.sae.W_dec.equal(on_the_rest[key].sae.W_dec)
+            assert not result.sae.threshold.equal(on_the_rest[key].sae.threshold)
+
+
 def test_batchtopk_and_shifted_relu_become_jumprelu(fitted):
     kinds = {key.variant: type(result.sae) for key, result in fitted[1].items()}
     assert kinds == {

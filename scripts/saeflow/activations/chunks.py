@@ -1,11 +1,13 @@
 """Rows that lie in chunks: files of a store, or one array in memory."""
 
+import copy
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -37,6 +39,12 @@ class Chunk(ABC):
     def expect(self, runs: Runs) -> None:
         """Say that these rows will be read soon."""
 
+    def head(self, n_rows: int) -> Self:
+        """The first rows of it."""
+        part = copy.copy(self)
+        part.n_rows = n_rows
+        return part
+
 
 class MemoryChunk(Chunk):
     """Rows of an array in memory."""
@@ -46,7 +54,7 @@ class MemoryChunk(Chunk):
         self.n_rows = len(rows)
 
     def mapped(self) -> Shaped[Tensor, "rows width"]:
-        return self.rows
+        return self.rows[: self.n_rows]
 
     def read(self, runs: Runs, out: Shaped[Tensor, "n width"]) -> None:
         done = 0
@@ -185,6 +193,14 @@ class ChunkedRows:
             for index, digest in enumerate(part.digests[array])
         ]
         return cls(chunks, spec.width(array), spec.element(array))
+
+    def head(self, n: int) -> "ChunkedRows":
+        """The first n rows."""
+        whole = int(np.searchsorted(self.starts, n, side="right")) - 1
+        chunks = list(self.chunks[:whole])
+        if rest := n - int(self.starts[whole]):
+            chunks.append(self.chunks[whole].head(rest))
+        return ChunkedRows(chunks, self.width, self.dtype)
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -117,6 +117,17 @@ class ActivationStore:
         arrays = (ChunkedRows([MemoryChunk(a)] if len(a) else [], a.shape[1], a.dtype) for a in (x, where))
         return cls(spec, *arrays, identity="in memory")
 
+    def head(self, n: int) -> Self:
+        """The first n rows as a store of their own; nothing is copied.
+
+        Raises:
+            ValueError: there are not that many.
+        """
+        if not 0 <= n <= len(self):
+            raise ValueError(f"n: {n} must lie in 0 to {len(self)}")
+        rows, source = self._rows.head(n), self._source.head(n)
+        return type(self)(self._spec, rows, source, identity=f"{self._identity}, {n} rows")
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and width."""

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def fit(
 
     SAEs whose sparsity is given are trained together, in one pass over each store. Those with a `target_l0` are
     calibrated together, each round of the search being one pass. Every SAE but TopK then has its thresholds shifted, on
-    training rows, to its target L0; the threshold of one with a given penalty stays as it was trained.
+    calibration rows, to its target L0; the threshold of one with a given penalty stays as it was trained.
 
     Arguments:
         stores: activation stores of one width, as `saeflow.sae.trainer.train` takes them.
@@ -62,7 +63,10 @@ def fit(
     keys = keys_of(saes, len(stores)) if keys is None else list(keys)
     stacked = groups(saes, len(stores), torch.device(device).type)
     group_of = {key: i for i, group in enumerate(stacked) for key in group}
-    rows = {i: calibration_rows(stores[i], seed) for i in {key.store for key in keys}}
+    n_trained = [math.ceil(store.shape[0] * (1 - saes.training.calibration_share)) for store in stores]
+    rows = {i: calibration_rows(stores[i], seed, n_trained[i]) for i in {key.store for key in keys}}
+    if saes.training.calibration_share:
+        stores = [store.head(n) for store, n in zip(stores, n_trained, strict=True)]
     passes = itertools.count(1)
 
     def trained(of: Sequence[tuple[Key, config.SparseAutoencoder]]) -> list[TrainedSAE]:
@@ -106,13 +110,18 @@ def fit(
         left.unlink()
 
 
-def calibration_rows(store: Any, seed: int) -> Float[Tensor, "n d_in"]:
-    """Training rows on which L0 is counted: all of a small store, a fixed sample of a large one."""
+def calibration_rows(store: Any, seed: int, n_trained: int | None = None) -> Float[Tensor, "n d_in"]:
+    """Rows on which L0 is counted: all of a few, a fixed sample of many.
+
+    Arguments:
+        n_trained: rows that SAEs are trained on, the first ones; L0 is counted on the others, if there are any.
+    """
     n = store.shape[0]
-    if n <= _CALIBRATION_ROWS:
-        return store.rows(torch.arange(n))
+    first = 0 if n_trained is None or n_trained == n else n_trained
+    if n - first <= _CALIBRATION_ROWS:
+        return store.rows(torch.arange(first, n))
     generator = torch.Generator().manual_seed(child_seed(seed, "calibration rows"))
-    return store.rows(torch.randint(n, (_CALIBRATION_ROWS,), generator=generator).sort().values)
+    return store.rows(torch.randint(first, n, (_CALIBRATION_ROWS,), generator=generator).sort().values)
 
 
 def mean_l0(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> float:
