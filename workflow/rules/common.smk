@@ -50,19 +50,21 @@ INJECTION_RESULTS, INJECTION_REPORTED = [], []
 # Filled by language.smk, geometry.smk and inversion.smk.
 LANGUAGE_RESULTS, LANGUAGE_REPORTED, TEXT_FEATURES_SHOWN = [], [], {}
 GEOMETRY_RESULTS, GEOMETRY_SHOWN, INVERSION_SHOWN = [], [], []
-# Where the files of a language study lie: no part of what it shows.
-PATHS_OF_LANGUAGE = {}
+# Where the files of a language study lie, and how many jobs make them: no part of what it shows.
+UNSEEN_OF_LANGUAGE = {}
 if STUDY.language:
-    PATHS_OF_LANGUAGE["language"] = {
+    UNSEEN_OF_LANGUAGE["language"] = {
         "text": {"folder", "hierarchy"},
         "models": {name: {"folder"} for name in STUDY.language.models},
         "concepts": {"files"},
+        "activations": {"shards"},
+        "saes": {"shards"},
         # How packages are called, which are built on demand.
         "publish": True,
     }
 # Where its own hierarchy lies is none either.
 if STUDY.geometry:
-    PATHS_OF_LANGUAGE["geometry"] = {"concepts": {"file"}}
+    UNSEEN_OF_LANGUAGE["geometry"] = {"concepts": {"file"}}
 GPU = int(STUDY.compute.device == "cuda")
 # Parts of each store, one per capture job; the SAEs of each training job.
 PARTS = range(STUDY.activations.shards)

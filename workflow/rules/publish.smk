@@ -13,7 +13,7 @@ SHOWN = STUDY.model_dump(
         "dataset": {"data_dir"},
         "activations": {"shards"},
         "saes": {"shards"},
-        **PATHS_OF_LANGUAGE,
+        **UNSEEN_OF_LANGUAGE,
     },
 )
 # What the crate says of it: all but paths of this machine; whoever rebuilds it puts models and text of folders there.
