@@ -14,6 +14,8 @@ def main(
     measures: list[Path],
     curves: list[Path],
     intervals: list[Path],
+    confusions: list[Path],
+    examples: list[Path],
     about: list[Path],
     parquet: list[Path],
     csv: list[Path],
@@ -21,7 +23,7 @@ def main(
 ) -> None:
     """
     Arguments:
-        measures, curves, intervals, about: what `inject` wrote, a file per method.
+        measures, curves, intervals, confusions, examples, about: what `inject` wrote, a file per method.
         parquet, csv: tables to write, by their names below.
         cfg: `dataset` (its name), `injection` and `classifiers` (sections).
     """
@@ -46,6 +48,8 @@ def main(
         "pareto": tables.pareto(summary),
         "sweeps": tables.sweeps(summary),
         "stages": tables.stages(rows, spec.lookalike),
+        "confusion": tables.gather(confusions),
+        "examples": tables.gather(examples),
     }
     for path in parquet:
         by_name[path.stem].to_parquet(path, index=False)

@@ -26,6 +26,8 @@ def main(
     measures: Path,
     curve: Path,
     intervals: Path,
+    confusion: Path,
+    examples: Path,
     about: Path,
     seconds: Path,
     cfg: dict,
@@ -35,7 +37,8 @@ def main(
         dataset: .npz of `build_dataset`.
         weights: .safetensors of `train_classifiers`, of every role and architecture that methods can reach.
         saes: .safetensors of `train_concept_saes`; empty for a method that needs none.
-        measures, curve, intervals, seconds: tables to write, as `saeflow.injection.study.Results` has them.
+        measures, curve, intervals, confusion, examples, seconds: tables to write, as
+            `saeflow.injection.study.Results` has them.
         about: .json to write: the method's equation and source, and what each variant uses.
         cfg: `method`, `pairs` ([source, target] architectures), `injection` and `classifiers` (sections), `seed` (root
             of the draws), `device`.
@@ -64,6 +67,8 @@ def main(
     parquet.write_table(results.measures, measures)
     parquet.write_table(results.curve, curve)
     parquet.write_table(results.intervals, intervals)
+    parquet.write_table(results.confusion, confusion)
+    parquet.write_table(results.examples, examples)
     csv.write_csv(results.seconds, seconds)
     described = [{"variant": v.variant, "tier": v.tier, "site": v.site} for v in variants]
     content = {"method": kind.name, "family": kind.family, "text": inspect.getdoc(kind), "variants": described}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from saeflow.datasets.images import ImageDataset
 from saeflow.publish.site import pages
 from saeflow.rule import run
 
@@ -17,6 +18,7 @@ def main(
     tables: list[Path],
     language: list[Path],
     injection: list[Path],
+    images: Path | list[Path],
     inversion: list[Path],
     geometry: list[Path],
     index: Path,
@@ -26,7 +28,8 @@ def main(
     Arguments:
         tables: of the classifiers, their SAEs and features, as far as the study has them.
         language: tables of `gather_language_tables`; none without language models.
-        injection: `summary`, `pairs` and `curve` of the injection study; none without one.
+        injection: `summary`, `pairs`, `curve`, `confusion` and `examples` of the injection study; none without one.
+        images: .npz of `build_dataset`; empty without an injection study.
         inversion: tables of each SAE's inversion, below folders of its model, hook point and variant; none without one.
         geometry: tables of each language model's geometry, below a folder of its name; none without one.
         index: index.html, written into the folder of the site beside the other pages.
@@ -43,6 +46,7 @@ def main(
         tables={path.stem: pd.read_parquet(path) for path in tables},
         language={path.stem: pd.read_parquet(path) for path in language},
         injection={path.stem: pd.read_parquet(path) for path in injection},
+        images=ImageDataset.load(images).test if injection else None,
         inversion=inverted,
         geometry=measured,
     )

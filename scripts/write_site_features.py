@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ def main(
     texts: list[Path],
     contexts: list[Path],
     summaries: list[Path],
+    concepts: list[Path],
+    inversion: list[Path],
     folder: Path,
 ) -> None:
     """
@@ -31,17 +34,23 @@ def main(
         tables, arrays: .parquet and .npz of `analyze_features`, in the same order.
         texts, contexts, summaries: features.parquet, contexts.parquet and summary.json of `analyze_language_features`,
             in the same order.
+        concepts: scores.parquet of `test_concepts`, in that order.
+        inversion: tables of each SAE's inversion, below folders of its model, hook point and variant; none without one.
         folder: to write.
     """
     saes: list[features.Features] = []
-    images = ImageDataset.load(dataset).train if tables else None
+    images = ImageDataset.load(dataset) if tables else None
     for table, archive in zip(tables, arrays, strict=True):
         with np.load(archive, allow_pickle=False) as content:
-            saes.append(features.ImageFeatures(pd.read_parquet(table), dict(content), images))
-    for table, context, summary in zip(texts, contexts, summaries, strict=True):
-        about = json.loads(summary.read_text())
-        saes.append(TextFeatures(pd.read_parquet(table), pd.read_parquet(context), about))
-    features.write(saes, folder)
+            saes.append(features.ImageFeatures(pd.read_parquet(table), dict(content), len(images.test.labels)))
+    inverted: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in inversion:
+        inverted.setdefault("/".join(path.parts[-4:-1]), {})[path.stem] = pd.read_parquet(path)
+    for paths in zip(texts, contexts, summaries, concepts, strict=True):
+        table, context, scores = (pd.read_parquet(paths[i]) for i in (0, 1, 3))
+        one = TextFeatures(table, context, json.loads(paths[2].read_text()), scores)
+        saes.append(replace(one, inverted=inverted.get(one.name, {})))
+    features.write(saes, folder, images and images.train)
     log.info("%d features of %d SAEs", sum(map(len, saes)), len(saes))
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from saeflow.datasets.images import ImageSplit
 from saeflow.publish.site.features import FACTS, PATTERNS, ImageFeatures
-from saeflow.publish.site.run import Job, by_rule, edges, longest_path
+from saeflow.publish.site.run import Job, by_rule, edges, longest_path, tenfold
 from saeflow.publish.site.text_features import TextFeatures
 
 SIDE, CLASSES = 8, 10
@@ -35,7 +35,7 @@ def image_features(variant: str, n: int, seed: int = 0) -> ImageFeatures:
         "image_shape": np.array([SIDE, SIDE]),
     }
     arrays["top_images"][5] = -1
-    return ImageFeatures(table, arrays, IMAGES)
+    return ImageFeatures(table, arrays, n_test=360)
 
 
 def text_features(n: int, seed: int = 0) -> TextFeatures:
@@ -73,7 +73,10 @@ def text_features(n: int, seed: int = 0) -> TextFeatures:
         }
     )
     summary = {"model": "words", "hook_point": "model.layers.0", "variant": "topk"}
-    return TextFeatures(table, contexts, summary)
+    concepts = pd.DataFrame(
+        {"concept": ["questions"], "rank": [1], "feature": [2], "auroc": [0.9], "selectivity": [0.2]}
+    )
+    return TextFeatures(table, contexts, summary, concepts, inversion_tables())
 
 
 def classifiers() -> pd.DataFrame:
@@ -86,7 +89,7 @@ def saes() -> pd.DataFrame:
 
 
 def injection_tables() -> dict[str, pd.DataFrame]:
-    """Summary, pairs and curve of two methods on two architectures."""
+    """Summary, pairs, curve, confusion and examples of two methods on two architectures."""
     names = {"method": ["references", "fragment_distillation"], "family": ["reference", "new"]}
     variant = pd.DataFrame(
         names | {"variant": ["target_alone", ""], "tier": ["T0", "T2"], "site": ["logits", "last.pre"]}
@@ -113,7 +116,17 @@ def injection_tables() -> dict[str, pd.DataFrame]:
         for row in summary.to_dict("records")
         for gamma in (0.0, 0.5)
     ]
-    return {"summary": summary, "pairs": pd.DataFrame(pairs), "curve": pd.DataFrame(curve)}
+    new = {name: variant[name][1] for name in variant}
+    confusion = [
+        new | {"label": label, "before": min(label, 3), "after": after, "n": n}
+        for label, after, n in ((0, 0, 12), (4, 3, 3), (4, 4, 9), (5, 3, 11), (5, 4, 1))
+    ]
+    examples = [
+        new | {"kind": kind, "image": image, "label": image % CLASSES, "share": share}
+        for kind, image, share in (("won", 4, 1.0), ("won", 14, 0.75), ("missed", 24, 0.0), ("taken", 35, 0.25))
+    ]
+    tables = {"pairs": pairs, "curve": curve, "confusion": confusion, "examples": examples}
+    return {"summary": summary} | {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 
 def jobs() -> list[Job]:
@@ -130,7 +143,7 @@ def run_data() -> dict:
     machine = {"processor": "made up", "processors": 2, "memory_mb": 8192, "gpus": [], "container": False}
     content = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:01:00+00:00", "machines": [machine]}
     content |= {"jobs": [vars(job) for job in jobs()], "rules": by_rule(jobs()), "edges": edges(jobs())}
-    return content | {"path": longest_path(jobs())}
+    return content | {"path": longest_path(jobs()), "tenfold": tenfold(jobs())}
 
 
 def geometry_tables() -> dict[str, pd.DataFrame]:

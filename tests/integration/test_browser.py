@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from site_tables import (
+    IMAGES,
     classifiers,
     geometry_tables,
     image_features,
@@ -49,10 +50,19 @@ def site(tmp_path_factory) -> Path:
         "study": "made_up",
         "seed": 0,
         "dataset": {"name": "digits"},
-        "classifiers": {"architectures": ["SimpleNN", "ConvNet"], "seeds": [0]},
+        "classifiers": {
+            "architectures": ["SimpleNN", "ConvNet"],
+            "seeds": [0],
+            "roles": {"target": {"classes": [0, 1, 2, 3]}},
+        },
         "activations": {"hook_points": ["last.pre"]},
         "saes": {"variants": {"topk": {}, "relu": {}}, "seeds": [0]},
-        "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"]},
+        "injection": {
+            "concept": 4,
+            "lookalike": 5,
+            "methods": ["references", "fragment_distillation"],
+            "target": "target",
+        },
         "geometry": {"hierarchical": {"k": 1}},
         "inversion": {"clustering": {"by": "activity"}, "pipeline": {"optimize": True}},
     }
@@ -61,11 +71,11 @@ def site(tmp_path_factory) -> Path:
     import plotly
 
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    sections = {"injection": injection_tables(), "geometry": {"words": geometry_tables()}}
+    sections = {"injection": injection_tables(), "images": IMAGES, "geometry": {"words": geometry_tables()}}
     sections["inversion"] = {"words/model.layers.0/topk": inversion_tables()}
     pages.write(pages.Study(config, tables, **sections), folder, plotly_js)
     shown = [*(image_features(v, N) for v in ("topk", "relu")), text_features(M)]
-    features.write(shown, folder / "features")
+    features.write(shown, folder / "features", IMAGES)
     data.write(folder / "run_data.js", "run", run_data())
     return folder
 

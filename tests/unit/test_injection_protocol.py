@@ -433,6 +433,20 @@ def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
     assert len(measures) == 5 * 4 * 2
     assert set(measures.control) == {"", *Method.controls, "no_lookalike_inputs"}
     assert len(results.curve) == 4 * 2 * len(study.GAMMAS)
+    confusion, examples = results.confusion.to_pandas(), results.examples.to_pandas()
+    assert confusion["n"].sum() == 4 * 2 * len(data.test.labels)
+    own_row = measures.query("control == ''")
+    taken = confusion.query("label == @TASK.concept")
+    np.testing.assert_allclose(taken.query("after == @TASK.concept").n.sum() / taken.n.sum(), own_row.transfer.mean())
+    before = confusion[confusion.label.isin(TASK.target_classes)]
+    np.testing.assert_allclose(
+        before.query("before == label").n.sum() / before.n.sum(), own_row.own_accuracy.mean(), rtol=1e-6
+    )
+    assert set(examples.kind) >= {"won", "missed"}
+    assert (examples.label == data.test.labels[examples.image]).all()
+    assert ((examples.label == TASK.concept) == (examples.kind != "taken")).all()
+    assert examples[examples.kind == "won"].share.is_monotonic_decreasing
+    assert examples[examples.kind == "missed"].share.is_monotonic_increasing
     row = measures.query("control == '' and source == 'FFN' and target == 'SimpleNN' and seed == 9").iloc[0]
     source, target = materials.pair(("FFN", "SimpleNN"))
     guard = Guard(materials, T2, asker=variants[0].label, source=source, target=target)

@@ -22,7 +22,7 @@ PAIRS = list(product(ARCHITECTURES, repeat=2))
 TIERS = ("T0", "T1", "T1+", "T1+ & B", "T2", "T2 & B", "T2 & B & N")
 SEEDS = (0, 1)
 CONCEPT, LOOKALIKE = 4, 5
-NAMES = ("measures", "summary", "pairs", "controls", "curve", "pareto", "sweeps", "stages")
+NAMES = ("measures", "summary", "pairs", "controls", "curve", "pareto", "sweeps", "stages", "confusion", "examples")
 TASK = {"target_classes": (0, 1, 2, 3), "source_classes": (2, 3, 4, 5), "concept": CONCEPT, "lookalike": LOOKALIKE}
 CFG = {
     "study": "made_up",
@@ -87,10 +87,14 @@ def rows_of(content: dict) -> tuple[list[dict], list[dict], list[dict]]:
 def folder(tmp_path_factory) -> Path:
     """Everything that the study's scripts make of the made-up rows, but for figures."""
     folder = tmp_path_factory.mktemp("injection")
-    inputs = {"measures": [], "curves": [], "intervals": [], "about": []}
+    inputs = {kind: [] for kind in ("measures", "curves", "intervals", "confusions", "examples", "about")}
     for content in about():
         name = content["method"]
         for kind, rows in zip(("measures", "curves", "intervals"), rows_of(content), strict=True):
+            inputs[kind].append(folder / f"{name}.{kind}.parquet")
+            pd.DataFrame([] if name == NOWHERE else rows).to_parquet(inputs[kind][-1], index=False)
+        for kind, row in (("confusions", {"before": 0, "after": 4, "n": 3}), ("examples", {"image": 7, "share": 0.5})):
+            rows = [{"method": name, "label": 4} | row]
             inputs[kind].append(folder / f"{name}.{kind}.parquet")
             pd.DataFrame([] if name == NOWHERE else rows).to_parquet(inputs[kind][-1], index=False)
         inputs["about"].append(folder / f"{name}.json")

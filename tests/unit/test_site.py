@@ -34,7 +34,8 @@ def test_data_come_back_as_they_were_and_cannot_end_their_script(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "features"
-    features.write([image_features("topk", 150), image_features("relu", 70, seed=1), text_features(70)], folder)
+    saes = [image_features("topk", 150), image_features("relu", 70, seed=1), text_features(70)]
+    features.write(saes, folder, IMAGES)
     return folder
 
 
@@ -59,10 +60,11 @@ def test_a_page_has_its_feature_and_the_images_that_it_shows(folder):
     chunk = data.read(folder / sae.name / f"{149 // features.CHUNK}.js")
     page = chunk["features"][149 % features.CHUNK]
     assert page["says"] == sae.table.hypothesis[149]
-    np.testing.assert_allclose(page["facts"]["auroc"], sae.table.auroc[149], rtol=1e-5)
+    np.testing.assert_allclose(page["facts"][chunk["facts"].index("auroc")], sae.table.auroc[149], rtol=1e-5)
+    images = data.read(folder / "images" / "0.js")
     np.testing.assert_allclose(page["addition"], sae.arrays["addition"][149], rtol=1e-5)
     for image, _ in page["top"]:
-        packed, label = chunk["images"][str(image)]
+        packed, label = images[str(image)]
         pixels = np.frombuffer(base64.b64decode(packed), np.uint8)
         np.testing.assert_allclose(pixels / 255, IMAGES.images[image].ravel(), atol=0.5 / 255 + 1e-6)
         assert label == IMAGES.labels[image]
@@ -72,10 +74,25 @@ def test_a_page_has_its_feature_and_the_images_that_it_shows(folder):
 
 
 def test_a_dead_feature_has_a_page_without_examples(folder):
-    page = data.read(folder / "ConvNet-full-s0/last.pre/topk-s0" / "0.js")["features"][5]
+    chunk = data.read(folder / "ConvNet-full-s0/last.pre/topk-s0" / "0.js")
+    page = chunk["features"][5]
     assert page["dead"]
     assert page["top"] == []
-    assert page["facts"]["auroc"] is None
+    assert page["facts"][chunk["facts"].index("auroc")] is None
+    assert chunk["n_test"] == 360
+
+
+def test_a_feature_of_text_shows_what_concept_tests_and_inversion_found(folder):
+    pages = data.read(folder / text_features(70).name / "0.js")["features"]
+    assert pages[2]["concepts"] == [["questions", 1, 0.9, 0.2]]
+    assert "concepts" not in pages[3]
+    tables = inversion_tables()
+    for i in set(tables["texts"]["feature"]):
+        own = tables["texts"][(tables["texts"]["feature"] == i) & (tables["texts"]["method"] != "soft")]
+        ratios = [ratio for _, _, ratio, _ in pages[i].get("found", [])]
+        assert ratios == sorted(own["ratio"].dropna(), reverse=True)
+    row = tables["explanations"].iloc[0]
+    assert pages[row["feature"]]["explanation"][0] == row["explanation"]
 
 
 def test_a_feature_of_text_is_told_by_the_tokens_that_carry_it_and_shown_in_its_contexts(folder):
@@ -107,8 +124,9 @@ CONFIG = {
     "classifiers": {"architectures": ["SimpleNN", "ConvNet"], "seeds": [0]},
     "activations": {"hook_points": ["last.pre"]},
     "saes": {"variants": {"topk": {}}, "seeds": [0]},
-    "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"]},
+    "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"], "target": "target"},
 }
+CONFIG["classifiers"]["roles"] = {"target": {"classes": [0, 1, 2, 3]}}
 TABLES = {
     "classifiers": classifiers(),
     "saes": saes(),
@@ -136,7 +154,20 @@ def test_the_overview_has_the_numbers_of_the_tables():
     ]
     assert of_saes.rows[0] == topk
     assert len(of_injection.rows) == 1  # references are no headline
-    assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0"]
+    assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0", "160"]
+
+
+def test_the_injection_page_has_the_answers_and_images_of_each_variant():
+    tables = injection_tables()
+    shown = pages.injection(pages.Study(CONFIG, TABLES, injection=tables, images=IMAGES))
+    assert set(shown["confusion"]) == set(shown["examples"]) == {1}  # its row of the summary
+    assert shown["confusion"][1] == tables["confusion"][["label", "before", "after", "n"]].to_numpy().tolist()
+    assert shown["examples"][1] == {"won": [[4, 1.0], [14, 0.75]], "missed": [[24, 0.0]], "taken": [[35, 0.25]]}
+    assert set(shown["images"]) == {4, 14, 24, 35}
+    packed, label = shown["images"][35]
+    pixels = np.frombuffer(base64.b64decode(packed), np.uint8)
+    np.testing.assert_allclose(pixels / 255, IMAGES.images[35].ravel(), atol=0.5 / 255 + 1e-6)
+    assert label == 5
 
 
 def test_no_headline_of_injection_loses_the_own_classes():
@@ -196,7 +227,7 @@ def test_a_study_has_the_pages_of_what_it_did(tmp_path):
 def test_pages_are_the_same_bytes_each_time(tmp_path):
     (tmp_path / "plotly.min.js").write_text("")
     for name in ("a", "b"):
-        study = pages.Study(CONFIG, TABLES, injection=injection_tables())
+        study = pages.Study(CONFIG, TABLES, injection=injection_tables(), images=IMAGES)
         pages.write(study, tmp_path / name, tmp_path / "plotly.min.js")
     first, second = (
         {
@@ -212,6 +243,12 @@ def test_pages_are_the_same_bytes_each_time(tmp_path):
 def test_the_longest_path_is_that_of_the_slowest_chain():
     assert [(job["name"], job["until"]) for job in run.longest_path(jobs())] == [("a", 1.0), ("c", 4.0), ("d", 7.0)]
     assert run.longest_path([]) == []
+
+
+def test_ten_times_as_much_costs_ten_times_what_is_above_the_start_of_a_job():
+    # CPU seconds 1, 2.5, 2, 1 of which 1 is the start; the path takes 1, 3 and 3 s.
+    assert run.tenfold(jobs()) == {"start": 1.0, "cpu_seconds": 1 + 16 + 11 + 1, "path_seconds": 1 + 21 + 21}
+    assert run.tenfold([]) == {"start": 0.0, "cpu_seconds": 0, "path_seconds": 0}
 
 
 def test_a_job_whose_input_was_rebuilt_after_it_is_behind_that_input():

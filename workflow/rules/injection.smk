@@ -10,8 +10,8 @@ PAIRS = list(map(list, SPEC.pairs or product(ARCHITECTURES, repeat=2)))
 PROTOCOL = SPEC.model_dump(mode="json", exclude={"methods"})
 SPACES = {name: PROTOCOL[name] for name in ("target", "source", "blind", "concept", "lookalike", "concept_spaces")}
 METHOD_ROWS = f"{INJECTION}/methods/{{method}}"
-METHOD_FILES = ("measures", "curve", "intervals", "about")
-INJECTION_TABLES = ("summary", "pairs", "controls", "curve", "pareto", "sweeps", "stages")
+METHOD_FILES = ("measures", "curve", "intervals", "confusion", "examples", "about")
+INJECTION_TABLES = ("summary", "pairs", "controls", "curve", "pareto", "sweeps", "stages", "confusion", "examples")
 INJECTION_FIGURES = ["pairs", "tradeoff", "curves", "controls"]
 if {"dimension_scaling", "sparsity_optimisation"} & set(SPEC.methods):
     INJECTION_FIGURES.append("sweeps")
@@ -64,6 +64,8 @@ rule inject:
         measures=f"{METHOD_ROWS}.parquet",
         curve=f"{METHOD_ROWS}.curve.parquet",
         intervals=f"{METHOD_ROWS}.intervals.parquet",
+        confusion=f"{METHOD_ROWS}.confusion.parquet",
+        examples=f"{METHOD_ROWS}.examples.parquet",
         about=f"{METHOD_ROWS}.json",
         seconds="<results>/benchmarks/injection/{method}.seconds.csv",
     log:
@@ -88,6 +90,8 @@ rule gather_injection:
         measures=each(rules.inject.output.measures, method=SPEC.methods),
         curves=each(rules.inject.output.curve, method=SPEC.methods),
         intervals=each(rules.inject.output.intervals, method=SPEC.methods),
+        confusions=each(rules.inject.output.confusion, method=SPEC.methods),
+        examples=each(rules.inject.output.examples, method=SPEC.methods),
         about=each(rules.inject.output.about, method=SPEC.methods),
         lib=library("gather_injection"),
     output:

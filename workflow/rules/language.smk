@@ -316,7 +316,10 @@ rule gather_language_tables:
 if TEXT_VARIANTS:
     LANGUAGE_RESULTS += [rules.gather_language_tables.output, each_hook(f"{TEXT_SAES}.metrics.parquet")]
     LANGUAGE_REPORTED += rules.gather_language_tables.output.parquet
-    TEXT_FEATURES_SHOWN |= {f: each_hook(f"{TEXT_FEATURES}/{f}", variant=TEXT_VARIANTS) for f in FEATURE_FILES}
+    TEXT_FEATURES_SHOWN |= {
+        file: each_hook(f"{TEXT_FEATURES}/{file}", variant=TEXT_VARIANTS)
+        for file in (*FEATURE_FILES, "concepts/scores.parquet")
+    }
 LANGUAGE_RESULTS += [
     DOCUMENTS,
     *(each(f"{LANGUAGE}/models/{name}/{{file}}", file=(*TRAINED_FILES, "training.json")) for name in EMBEDDED_MODELS),

@@ -158,8 +158,9 @@ rule write_site:
         language=LANGUAGE_REPORTED,
         injection=each(
             f"{INJECTION}/tables/{{table}}.parquet",
-            table=("summary", "pairs", "curve") if STUDY.injection else (),
+            table=("summary", "pairs", "curve", "confusion", "examples") if STUDY.injection else (),
         ),
+        images=IMAGES if STUDY.injection else [],
         inversion=INVERSION_SHOWN,
         geometry=GEOMETRY_SHOWN,
         files=site_files(),
@@ -204,6 +205,8 @@ rule write_site_features:
         texts=TEXT_FEATURES_SHOWN.get("features.parquet", []),
         contexts=TEXT_FEATURES_SHOWN.get("contexts.parquet", []),
         summaries=TEXT_FEATURES_SHOWN.get("summary.json", []),
+        concepts=TEXT_FEATURES_SHOWN.get("concepts/scores.parquet", []),
+        inversion=INVERSION_SHOWN,
         lib=library("write_site_features"),
     output:
         folder=directory(f"{SITE}/features"),

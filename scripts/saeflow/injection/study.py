@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saeflow.datasets.images import ImageSplit
 from saeflow.injection import metrics
+from saeflow.injection.answers import Answers
 from saeflow.injection.calibration import calibrated_shifts, shifted
 from saeflow.injection.forward import Forward
 from saeflow.injection.method import Method, NotApplicableError, Stage
@@ -38,12 +39,16 @@ class Results(NamedTuple):
         measures: a row per variant, control, pair, seed, stage and concept.
         curve: a row per variant, pair, seed and gamma; without controls.
         intervals: a row per variant, control and metric: mean over all pairs and seeds, 95 % bootstrap interval.
+        confusion, examples: of each variant, over all pairs and seeds, as `saeflow.injection.answers.Answers` has them;
+            without controls.
         seconds: a row per variant, control and pair: wall-clock time of the injection, of all seeds together.
     """
 
     measures: pa.Table
     curve: pa.Table
     intervals: pa.Table
+    confusion: pa.Table
+    examples: pa.Table
     seconds: pa.Table
 
 
@@ -196,6 +201,7 @@ def _measure(
     measures, curve = [], []
     costs: dict[tuple, dict[str, int]] = {}
     hits: dict[tuple, dict[str, list[Tensor]]] = {}
+    answers: dict[tuple, Answers] = {}
     for i, item in enumerate(ready):
         raw = predict(item.stage.network, test.images, materials.forward)
         names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
@@ -209,10 +215,16 @@ def _measure(
                 found.setdefault(name, []).append(hit.float())
         if item.last and not item.control:
             curve += (names | values for values in _curve(item, raw, bench))
+            key = tuple(item.identity.items())
+            of_variant = answers.setdefault(key, Answers(test.labels, raw.shape[-1], materials.task))
+            alone = materials.forward(item.target, test.images, "logits")
+            of_variant.add(alone.argmax(-1), shifted(raw, item.shifts).argmax(-1))
         if (i + 1) % 100 == 0:
             log.info("measured %d of %d", i + 1, len(ready))
     intervals = _intervals(hits, materials)
-    return Results(*map(pa.Table.from_pylist, (measures, curve, intervals, seconds)))
+    confusion = [dict(key) | row for key, found in answers.items() for row in found.confusion()]
+    examples = [dict(key) | row for key, found in answers.items() for row in found.examples()]
+    return Results(*map(pa.Table.from_pylist, (measures, curve, intervals, confusion, examples, seconds)))
 
 
 def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:

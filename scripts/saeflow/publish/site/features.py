@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from saeflow.datasets.images import ImageSplit
 from saeflow.publish.site import data
@@ -15,6 +16,8 @@ CHUNK = 64
 """Features of one file of pages."""
 TOP = 12
 """Examples of one page, at most."""
+IMAGES = 64
+"""Images of one file of images."""
 IDENTITY = ["architecture", "role", "hook_point", "seed", "variant", "sae_seed"]
 FACTS = [
     *("activation_rate", "test_activation_rate", "mean_active", "max_active", "label", "label_share"),
@@ -43,7 +46,7 @@ class Features(Protocol):
         """A value per feature for each column of the explorer."""
 
     def pages(self) -> Iterator[dict[str, Any]]:
-        """Content of each chunk: pages of its features, and what they share."""
+        """Content of each chunk: names of the facts, pages of its features, and what they share."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ class ImageFeatures:
     Arguments:
         table: a row per latent.
         arrays: the arrays behind the pictures.
-        images: of the training split.
+        n_test: images of the test split, on which hypotheses are tested.
     """
 
     kind = "images"
     table: pd.DataFrame
     arrays: Mapping[str, np.ndarray]
-    images: ImageSplit
+    n_test: int
 
     def __len__(self) -> int:
         return len(self.table)
@@ -80,25 +83,29 @@ class ImageFeatures:
             "says": t.hypothesis.tolist(),
         }
 
+    @property
+    def shown(self) -> Int[np.ndarray, " n"]:
+        """Images that its pages show."""
+        top = self.arrays["top_images"][:, :TOP]
+        return np.unique(top[top >= 0])
+
     def pages(self) -> Iterator[dict[str, Any]]:
-        a, pixels = self.arrays, np.round(255 * self.images.inputs()).astype(np.uint8)
+        a = self.arrays
         rows = self.table[[*FACTS, "dead", "hypothesis"]].to_dict("records")
         for start in range(0, len(self.table), CHUNK):
-            features = range(start, min(start + CHUNK, len(self.table)))
-            top = a["top_images"][start : features.stop, :TOP]
-            shown = np.unique(top[top >= 0])
             yield {
                 "shape": a["image_shape"],
                 "classes": a["label_rows"],
-                "images": {int(i): [data.packed(pixels[i]), int(self.images.labels[i])] for i in shown},
-                "features": [self._page(i, rows[i]) for i in features],
+                "n_test": self.n_test,
+                "facts": FACTS,
+                "features": [self._page(i, rows[i]) for i in range(start, min(start + CHUNK, len(self.table)))],
             }
 
     def _page(self, i: int, row: Mapping[str, Any]) -> dict[str, Any]:
         a = self.arrays
         tops = zip(a["top_images"][i, :TOP].tolist(), a["top_values"][i, :TOP].tolist(), strict=True)
         return {
-            "facts": {name: row[name] for name in FACTS},
+            "facts": [row[name] for name in FACTS],
             "dead": row["dead"],
             "says": row["hypothesis"],
             "top": [[image, value] for image, value in tops if image >= 0],
@@ -110,14 +117,32 @@ class ImageFeatures:
         }
 
 
-def write(saes: Sequence[Features], folder: Path) -> None:
-    """Write `index.js` over all SAEs, and below a folder for each its own index and its pages."""
+def write(saes: Sequence[Features], folder: Path, images: ImageSplit | None = None) -> None:
+    """Write `index.js` over all SAEs, below a folder for each its own index and its pages, and the images shown.
+
+    Arguments:
+        images: of the training split; needed for SAEs on images.
+    """
     listed = [{"name": sae.name, "n": len(sae), "kind": sae.kind} for sae in saes]
-    data.write(folder / "index.js", "features", {"chunk": CHUNK, "saes": listed})
+    data.write(folder / "index.js", "features", {"chunk": CHUNK, "images": IMAGES, "saes": listed})
     for sae in saes:
         data.write(folder / sae.name / "index.js", f"features/{sae.name}", sae.index())
         for k, chunk in enumerate(sae.pages()):
             data.write(folder / sae.name / f"{k}.js", f"features/{sae.name}/{k}", chunk)
+    if shown := [sae.shown for sae in saes if isinstance(sae, ImageFeatures)]:
+        numbers = np.unique(np.concatenate(shown))
+        for k in np.unique(numbers // IMAGES).tolist():
+            packed = pictures(images, numbers[numbers // IMAGES == k])
+            data.write(folder / "images" / f"{k}.js", f"features/images/{k}", packed)
+
+
+def pictures(images: ImageSplit, numbers: Int[np.ndarray, " n"]) -> dict[int, tuple[str, int]]:
+    """Pixels, 0 to 255 in base64, and label of some images, by number."""
+    chosen = images[numbers]
+    pixels = np.round(255 * chosen.inputs()).astype(np.uint8)
+    return {
+        i: (data.packed(x), label) for i, x, label in zip(numbers.tolist(), pixels, chosen.labels.tolist(), strict=True)
+    }
 
 
 def _signed(values: np.ndarray) -> str:

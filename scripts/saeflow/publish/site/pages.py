@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import yaml
 
-from saeflow.publish.injection_tables import KEEPS, plain
+from saeflow.datasets.images import ImageSplit
+from saeflow.publish.injection_tables import KEEPS, VARIANT, plain
 from saeflow.publish.site import data, inversion
+from saeflow.publish.site.features import pictures
 from saeflow.record import versions
 
 HERE = Path(__file__).parent
@@ -60,7 +63,8 @@ class Study:
         config: the whole study, as builtins.
         tables: `classifiers` of studies with networks, and with their SAEs `saes` and `features_summary`.
         language: `saes` and `features_summary` of language models; empty without one.
-        injection: `summary`, `pairs` and `curve` of the injection study; empty without one.
+        injection: `summary`, `pairs`, `curve`, `confusion` and `examples` of the injection study; empty without one.
+        images: of the test split, for the injection study.
         inversion: what `saeflow.publish.site.inversion` reads, of each SAE by its name; empty without one.
         geometry: `GEOMETRY_TABLES` of each language model whose geometry was measured; empty without one.
     """
@@ -69,6 +73,7 @@ class Study:
     tables: Mapping[str, pd.DataFrame]
     language: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     injection: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    images: ImageSplit | None = None
     inversion: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
     geometry: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
 
@@ -211,6 +216,7 @@ def _injection(summary: pd.DataFrame) -> Headline:
     for family, group in ours.groupby("family", sort=False):
         best = group.loc[group.transfer.idxmax()].to_dict()
         cells = [f"{100 * best[name]:.1f}" for name in ("worst_transfer", "specificity", "preservation", "excess")]
+        cells.append(f"{best['added_multiply_adds']:,.0f}")
         interval = "{:.1f} ({:.1f} to {:.1f})".format(
             *(100 * best[name] for name in ("transfer", "transfer_low", "transfer_high"))
         )
@@ -222,7 +228,7 @@ def _injection(summary: pd.DataFrame) -> Headline:
         "over seeds and images.",
         [
             *("method", "family", "may see", "site", "transfer", "worst pair", "look-alikes taken", "own classes kept"),
-            "above an untrained target",
+            *("above an untrained target", "multiply-adds added"),
         ],
         rows,
         "../injection/tables/summary.csv",
@@ -231,16 +237,29 @@ def _injection(summary: pd.DataFrame) -> Headline:
 
 
 def injection(study: Study) -> dict[str, Any]:
-    """Data of the injection page."""
-    tables = {
-        name: table.assign(label=[plain(row) for row in table.to_dict("records")])
-        for name, table in study.injection.items()
+    """Data of the injection page; confusions and examples by the number of the summary's row."""
+    labels = {
+        name: [plain(row) for row in study.injection[name].to_dict("records")] for name in ("summary", "pairs", "curve")
     }
+    tables = {name: study.injection[name].assign(label=label) for name, label in labels.items()}
+    summary, examples = study.injection["summary"], study.injection["examples"]
+    number = {tuple(row): i for i, row in enumerate(summary[VARIANT].to_numpy().tolist())}
+    confusion: dict[int, list[list[int]]] = {}
+    for variant, rows in study.injection["confusion"].groupby(VARIANT, sort=False):
+        confusion[number[variant]] = rows[["label", "before", "after", "n"]].to_numpy().tolist()
+    shown: dict[int, dict[str, list[list[float]]]] = {}
+    for (*variant, kind), rows in examples.groupby([*VARIANT, "kind"], sort=False):
+        shown.setdefault(number[tuple(variant)], {})[kind] = rows[["image", "share"]].to_numpy().tolist()
     return {
         "architectures": study.config["classifiers"]["architectures"],
+        "concept": study.config["injection"]["concept"],
         "summary": tables["summary"][SUMMARY_COLUMNS],
         "pairs": tables["pairs"][PAIRS_COLUMNS],
         "curve": tables["curve"][CURVE_COLUMNS],
+        "confusion": confusion,
+        "examples": shown,
+        "shape": study.images.images.shape[-2:],
+        "images": pictures(study.images, np.unique(examples["image"].to_numpy())),
     }
 
 

@@ -1,7 +1,7 @@
 """What the feature explorer shows of an SAE of a language model: contexts, tokens, logits."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +22,16 @@ class TextFeatures:
         table: a row per latent.
         contexts: a row per latent and context, the latent's strongest first.
         summary: which SAE it is.
+        concepts: scores of the features that tell concepts apart best; empty if none were tested.
+        inverted: `texts` and `explanations` of the features whose inputs were searched for; without what did not run.
     """
 
     kind = "text"
     table: pd.DataFrame
     contexts: pd.DataFrame
     summary: Mapping[str, Any]
+    concepts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    inverted: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -50,7 +54,8 @@ class TextFeatures:
         # Tokens of a vocabulary of whole words do not carry the space in front of them.
         spaced = any(token.startswith(" ") for tokens in self.contexts.tokens for token in tokens)
         for start in range(0, len(self), CHUNK):
-            yield {"spaced": spaced, "features": [self._page(i) for i in range(start, min(start + CHUNK, len(self)))]}
+            pages = [self._page(i) for i in range(start, min(start + CHUNK, len(self)))]
+            yield {"spaced": spaced, "facts": FACTS, "features": pages}
 
     @cached_property
     def _top(self) -> dict[int, pd.DataFrame]:
@@ -78,7 +83,7 @@ class TextFeatures:
         row = self.table.iloc[i]
         shown = self._top[i].itertuples() if i in self._top else ()
         return {
-            "facts": {name: row[name] for name in FACTS},
+            "facts": [row[name] for name in FACTS],
             "dead": bool(row.dead),
             "says": self._said[i],
             "top": [
@@ -94,7 +99,25 @@ class TextFeatures:
             "raises": [row.top_tokens, row.top_logits],
             "lowers": [row.bottom_tokens, row.bottom_logits],
             "neighbours": list(zip(row.neighbours, row.neighbour_coactivation, strict=True)),
+            **self._tested(i),
         }
+
+    def _tested(self, i: int) -> dict[str, Any]:
+        """What concept tests and inversion say of a feature, where they looked at it."""
+        found: dict[str, Any] = {}
+        if len(own := _of(self.concepts, i)):
+            found["concepts"] = own[["concept", "rank", "auroc", "selectivity"]].to_numpy().tolist()
+        if len(own := _of(self.inverted.get("texts"), i)):
+            own = own[own["method"] != "soft"].dropna(subset=["ratio"]).sort_values("ratio", ascending=False)
+            found["found"] = own[["method", "text", "ratio", "cross_entropy"]].to_numpy().tolist()
+        if len(own := _of(self.inverted.get("explanations"), i)):
+            found["explanation"] = own.iloc[0][["explanation", "detection", "top_token_detection"]].tolist()
+        return found
+
+
+def _of(table: pd.DataFrame | None, feature: int) -> pd.DataFrame:
+    """Rows of a feature; none of a table that is not there."""
+    return pd.DataFrame() if table is None or table.empty else table[table["feature"] == feature]
 
 
 def _listed(tokens: list[str]) -> str:

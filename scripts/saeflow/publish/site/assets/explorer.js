@@ -10,6 +10,7 @@
   const chosen = document.getElementById("sae");
   const search = document.getElementById("search");
   const dead = document.getElementById("dead");
+  const tested = document.getElementById("tested");
   const saes = []; // {name, n, kind, index}
   let shown = []; // [sae, feature] of every row that the filters keep, in order
   let sort = { column: "score", down: true };
@@ -35,6 +36,7 @@
       if (!sae.index || (chosen.value && chosen.value !== sae.name)) return;
       for (let i = 0; i < sae.n; i++) {
         if (!dead.checked && sae.index.dead[i]) continue;
+        if (tested.checked && sae.index.score[i] === null) continue;
         if (words.length) {
           const text = `${sae.index.says[i]} ${sae.name} ${i}`.toLowerCase();
           if (!words.every((word) => text.includes(word))) continue;
@@ -80,7 +82,7 @@
 
   box.addEventListener("scroll", () => requestAnimationFrame(draw));
   addEventListener("resize", draw);
-  for (const element of [search, chosen, dead]) {
+  for (const element of [search, chosen, dead, tested]) {
     element.addEventListener("input", () => { box.scrollTop = 0; refresh(); });
   }
   for (const head of box.querySelectorAll("th")) {

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { load, make, number, ready, fail } = saeflow;
+  const { load, make, number, bytes, picture, pixels, ready, fail } = saeflow;
   const page = document.getElementById("feature");
   const NAMES = {
     activation_rate: "fires on, training split", test_activation_rate: "fires on, test split", mean_active: "mean activation when it fires",
@@ -18,16 +18,6 @@
   };
   const SHARES = ["density", "activation_rate", "test_activation_rate", "label_share", "flip_rate", "precision", "recall"];
   const PATTERNS = { haufe: "Covariance with its activation (Haufe)", gradient: "Mean gradient", gradient_input: "Gradient × input" };
-
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-
-  function picture([height, width], colour, label) {
-    const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
-    const image = new ImageData(width, height);
-    for (let p = 0; p < width * height; p++) image.data.set([...colour(p), 255], 4 * p);
-    canvas.getContext("2d").putImageData(image, 0, 0);
-    return canvas;
-  }
 
   // White at 0, blue below, orange above.
   function signed(shape, packed, label) {
@@ -62,17 +52,30 @@
     return make("section", {}, make("h3", {}, caption), make("ul", {}, ...links));
   }
 
-  function ofImages(sae, chunk, content) {
+  // How far to trust the hypothesis, in a sentence.
+  function sureOfImages(chunk, { auroc, auroc_null_p95, p_value, test_activation_rate, precision, recall }) {
+    const fires = Math.round(test_activation_rate * chunk.n_test);
+    const on = `It fires on ${fires} of the ${chunk.n_test} test images`;
+    if (auroc === null || auroc_null_p95 === null) return `Not tested. ${on}: too few, or too many, to test a hypothesis.`;
+    const verdict = auroc <= auroc_null_p95 ? "No surer than chance" : auroc >= 0.9 ? "Quite sure" : auroc >= 0.75 ? "Fairly sure" : "Better than chance, not more";
+    const share = (value) => (value === null ? "–" : `${number(100 * value, 2)} %`);
+    return `${verdict}: on test images, which it was not made from, it has AUROC ${number(auroc)} (95 % of shuffled labels stay below ` +
+      `${number(auroc_null_p95)}, p = ${number(p_value, 2)}). ${on}; of the images that the hypothesis names ${share(precision)} make it fire, ` +
+      `and it names ${share(recall)} of those that do.`;
+  }
+
+  async function ofImages(sae, chunk, content, size) {
+    const files = [...new Set(content.top.map(([image]) => Math.floor(image / size)))];
+    const images = Object.assign({}, ...(await Promise.all(files.map((k) => load(`features/images/${k}.js`, `features/images/${k}`)))));
     const examples = content.top.map(([image, value]) => {
-      const [packed, label] = chunk.images[image];
-      const pixels = bytes(packed);
-      const canvas = picture(chunk.shape, (p) => [pixels[p], pixels[p], pixels[p]], `image ${image} of class ${label}`);
-      return make("li", {}, canvas, `class ${label}`, make("br"), number(value));
+      const [packed, label] = images[image];
+      return make("li", {}, pixels(chunk.shape, packed, `image ${image} of class ${label}`), `class ${label}`, make("br"), number(value));
     });
     const patterns = Object.entries(PATTERNS).map(([name, words]) =>
       make("li", {}, signed(chunk.shape, content.patterns[name], words), words));
     const classes = chunk.classes.map((_, label) => `class ${label}`);
     return [
+      make("p", {}, make("b", {}, "How sure: "), sureOfImages(chunk, content.facts)),
       make("h2", {}, "Strongest examples"),
       make("p", { class: "note" }, "Training images on which it is highest, with its activation."),
       examples.length ? make("ul", { class: "examples" }, ...examples) : make("p", {}, "It fires on no image of the training split."),
@@ -101,12 +104,44 @@
       make("span", { class: "note" }, `${number(one.value)}, document ${one.document}`));
   }
 
+  // Rows of words and numbers under their names.
+  function rows(names, cells) {
+    const head = make("tr", {}, ...names.map((name, i) => make("th", { scope: "col", ...(i ? {} : { class: "text" }) }, name)));
+    const body = cells.map((row) => make("tr", {}, ...row.map((cell, i) => make("td", i ? {} : { class: "text" }, typeof cell === "number" ? number(cell) : String(cell ?? "–")))));
+    return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": names[0] }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+  }
+
+  // What concept tests and inversion found, of the features that they looked at.
+  function tested(content) {
+    const parts = [];
+    if (content.concepts) {
+      parts.push(make("h2", {}, "Concepts"), make("p", { class: "note" }, "Concepts for which it is among the best features: its rank on half of the sentences, AUROC on the other half, and how far that is above the best other concept."),
+        rows(["Concept", "Rank", "AUROC", "Selectivity"], content.concepts));
+    }
+    if (content.found?.length) {
+      parts.push(make("h2", {}, "Found inputs"), make("p", { class: "note" }, "Texts that were searched for, as they can be pasted: activation over the highest in the data, and cross-entropy under the model (nats per token; low is fluent)."),
+        rows(["Text", "Search", "Ratio", "Cross-entropy"], content.found.map(([method, text, ratio, ce]) => [text, method.replaceAll("_", " "), ratio, ce])));
+    }
+    return parts;
+  }
+
+  function sureOfText(content) {
+    if (content.explanation) {
+      const [, detection, top] = content.explanation;
+      return `its explanation tells text held out that makes it fire from text that does not with AUROC ${number(detection)}; its top token alone, ${number(top)}; chance is 0.5.`;
+    }
+    if (content.concepts) return `as good as the concept tests below; what stands above are tokens and logits, which no test has looked at.`;
+    return "tokens and logits as they are; no test has looked at this feature.";
+  }
+
   function ofText(sae, chunk, content) {
     const largest = Math.max(content.facts.max_activation, 1e-12);
     const { counts, edges } = content.histogram;
     const bins = counts.map((count, b) => [`${number(edges[b], 2)} to ${number(edges[b + 1], 2)}`, count]);
     const from = bins.findIndex(([, count]) => count > 0);
     return [
+      content.explanation ? make("p", {}, make("b", {}, "Explanation: "), content.explanation[0]) : "",
+      make("p", {}, make("b", {}, "How sure: "), sureOfText(content)),
       make("h2", {}, "Strongest contexts"),
       make("p", { class: "note" }, "Training text around the tokens on which it is highest; the deeper the shade, the higher its activation."),
       content.top.length
@@ -117,6 +152,7 @@
       make("div", { class: "columns" },
         bars("Raises most", ...content.raises), bars("Lowers most", ...content.lowers),
         bars("Tokens by activation", bins.slice(Math.max(from, 0)).map(([name]) => name), bins.slice(Math.max(from, 0)).map(([, count]) => count))),
+      ...tested(content),
       make("h2", {}, "Numbers"),
       make("div", { class: "columns" }, facts(content.facts, OF_TEXT), neighbours(sae, content, "Fire on the same tokens (Jaccard)")),
     ];
@@ -127,14 +163,15 @@
   async function show() {
     const [, sae, feature] = decodeURIComponent(location.hash.slice(1)).match(/^(.+)\/(\d+)$/) || [];
     try {
-      const { chunk: size, saes } = await load("features/index.js", "features");
+      const { chunk: size, images, saes } = await load("features/index.js", "features");
       const about = saes.find((one) => one.name === sae);
       if (!about || +feature >= about.n) {
         throw new Error(`${location.hash ? `No feature is called ${location.hash.slice(1)}` : "The address names no feature"}; choose one in the explorer.`);
       }
       const k = Math.floor(feature / size);
       const chunk = await load(`features/${sae}/${k}.js`, `features/${sae}/${k}`);
-      const content = chunk.features[feature % size];
+      const content = { ...chunk.features[feature % size] };
+      content.facts = Object.fromEntries(chunk.facts.map((name, i) => [name, content.facts[i]]));
       const step = (to, words) => (to >= 0 && to < about.n ? make("a", { href: `#${sae}/${to}` }, words) : "");
       document.title = `Feature ${feature} of ${sae}`;
       page.replaceChildren(
@@ -142,7 +179,7 @@
         make("p", { class: "lead" }, make("a", { href: `features.html#${sae}` }, sae), content.dead ? ", dead" : "", " · ",
           step(+feature - 1, "previous"), " ", step(+feature + 1, "next")),
         make("p", {}, make("b", {}, "Hypothesis: "), content.says),
-        ...KINDS[about.kind](sae, chunk, content),
+        ...(await KINDS[about.kind](sae, chunk, content, images)),
       );
       ready();
     } catch (error) {

@@ -2,7 +2,7 @@
 "use strict";
 
 (async () => {
-  const { load, make, number, percent, records, heat, plot, ready, fail } = saeflow;
+  const { load, make, number, percent, records, heat, plot, pixels, ready, fail } = saeflow;
   const COLUMNS = [
     ["label", "Method"], ["tier", "Knowledge"], ["site", "Site"], ["transfer", "Transfer"], ["worst_transfer", "Worst pair"],
     ["specificity", "Specificity"], ["preservation", "Preservation"], ["excess", "Above untrained"], ["n_pairs", "Pairs"],
@@ -60,6 +60,40 @@
     document.getElementById("pairs").replaceChildren(make("table", { class: "heat" }, make("thead", {}, head), make("tbody", {}, ...body)));
   }
 
+  function confusions() {
+    const counts = study.confusion[variant.value] || [];
+    const [rows, columns] = [0, 1].map((i) => [...new Set(counts.flatMap((c) => (i ? [c[1], c[2]] : [c[0]])))].sort((a, b) => a - b));
+    const total = Object.fromEntries(rows.map((label) => [label, counts.filter((c) => c[0] === label).reduce((sum, c) => sum + c[3], 0)]));
+    const table = (caption, place) => {
+      const share = (label, answer) => counts.filter((c) => c[0] === label && c[place] === answer).reduce((sum, c) => sum + c[3], 0) / total[label];
+      const head = make("tr", {}, make("th", {}, "class \\ answer"), ...columns.map((answer) => make("th", { scope: "col" }, String(answer))));
+      const body = rows.map((label) => make("tr", {}, make("th", { scope: "row" }, String(label)), ...columns.map((answer) => {
+        const { background, color } = heat(share(label, answer));
+        return make("td", { style: `background:${background};color:${color}` }, (100 * share(label, answer)).toFixed(0));
+      })));
+      const whole = make("table", { class: "heat small" }, make("thead", {}, head), make("tbody", {}, ...body));
+      return make("section", {}, make("h4", {}, caption), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, whole));
+    };
+    document.getElementById("confusion").replaceChildren(table("Before", 1), table("After", 2));
+  }
+
+  function examples() {
+    const found = study.examples[variant.value] || {};
+    const KINDS = {
+      won: `Class ${study.concept}, answered right most often after`, missed: `Class ${study.concept}, least often`,
+      taken: `Other classes, taken for ${study.concept} most often`,
+    };
+    const lists = Object.entries(KINDS).map(([kind, words]) => {
+      const items = (found[kind] || []).map(([image, share]) => {
+        const [packed, label] = study.images[image];
+        const canvas = pixels(study.shape, packed, `test image ${image} of class ${label}`);
+        return make("li", {}, canvas, `class ${label}`, make("br"), `${(100 * share).toFixed(0)} %`);
+      });
+      return make("section", {}, make("h4", {}, words), items.length ? make("ul", { class: "examples" }, ...items) : make("p", {}, "None."));
+    });
+    document.getElementById("examples").replaceChildren(...lists);
+  }
+
   function curves() {
     const row = study.summary[variant.value];
     const traces = study.summary.filter((one) => one.n_pairs).map((one) => {
@@ -90,11 +124,11 @@
     // The new method's, or what transfers most of what is no reference.
     const rank = (row) => (row.family === "reference" || !row.n_pairs ? -1 : row.transfer + (row.family === "new"));
     variant.value = study.summary.reduce((best, row, i, rows) => (rank(row) > rank(rows[best]) ? i : best), 0);
-    variant.addEventListener("input", () => { pairs(); curves(); });
+    const chosen = () => { pairs(); confusions(); examples(); curves(); };
+    variant.addEventListener("input", chosen);
     addEventListener("saeflow-theme", curves);
     methods();
-    pairs();
-    curves();
+    chosen();
     ready();
   } catch (error) {
     fail(error);

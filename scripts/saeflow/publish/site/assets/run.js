@@ -59,6 +59,12 @@
     const run = await load("run_data.js", "run");
     const machine = run.machines.map((m) => `${m.processor}, ${m.processors} processors, ${Math.round(m.memory_mb / 1024)} GiB${m.gpus.length ? `, ${m.gpus.join(", ")}` : ""}${m.container ? ", in a container" : ""}`);
     document.getElementById("where").textContent = `${run.jobs.length} jobs from ${run.started} to ${run.ended}, on ${machine.join("; ")}.`;
+    const time = (seconds) => (seconds < 100 ? `${number(seconds, 2)} s` : seconds < 6000 ? `${number(seconds / 60, 2)} min` : `${number(seconds / 3600, 2)} h`);
+    const cpu = run.rules.reduce((sum, rule) => sum + rule.cpu_seconds, 0);
+    const path = run.path.at(-1)?.until || 0;
+    document.getElementById("tenfold").textContent = `This run took ${time(cpu)} of CPU time, and no less than ${time(path)} on any number of ` +
+      `processors. If all but the start of each job (${time(run.tenfold.start)}) took ten times as long, as with ten times the images, tokens or steps: ` +
+      `${time(run.tenfold.cpu_seconds)} of CPU time, and no less than ${time(run.tenfold.path_seconds)}. Rules whose cost does not grow with them make that too high.`;
     graph(run.rules.map((rule) => rule.name), run.edges);
     fill("rules", ["Rule", "Jobs", "CPU time (s)", "Longest job (s)", "Largest job (MiB)"],
       run.rules.map((rule) => [rule.name, rule.jobs, number(rule.cpu_seconds), number(rule.longest_seconds), number(rule.memory_mib)].map(String)));

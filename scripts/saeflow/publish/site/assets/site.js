@@ -42,6 +42,23 @@ window.saeflow = (() => {
   const percent = (value, spread) =>
     value === null || value === undefined ? "–" : (100 * value).toFixed(1) + (spread ? ` ± ${(100 * spread).toFixed(1)}` : "");
 
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+
+  // A picture of height x width pixels, given the colour of each.
+  function picture([height, width], colour, label) {
+    const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
+    const image = new ImageData(width, height);
+    for (let p = 0; p < width * height; p++) image.data.set([...colour(p), 255], 4 * p);
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  // An image in shades of grey.
+  function pixels(shape, packed, label) {
+    const values = bytes(packed);
+    return picture(shape, (p) => [values[p], values[p], values[p]], label);
+  }
+
   // Says that the page shows what it is going to show.
   function ready() {
     document.documentElement.dataset.ready = "";
@@ -96,5 +113,5 @@ window.saeflow = (() => {
     });
   });
 
-  return { put, load, make, number, percent, records, heat, plot, COLOURS, ready, fail };
+  return { put, load, make, number, percent, records, heat, plot, bytes, picture, pixels, COLOURS, ready, fail };
 })();
