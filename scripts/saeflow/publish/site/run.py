@@ -90,7 +90,8 @@ def _job(results: Path, log: str, known: Mapping[str, Any], makers: Mapping[str,
     return Job(
         rule=known["rule"],
         name=inside.with_suffix("").as_posix(),
-        seconds=known["endtime"] - known["starttime"],
+        # A job that was only touched since, or had its record of the benchmark lost, has one of the two.
+        seconds=_number(cost.get("s")) or known["endtime"] - known["starttime"],
         cpu_seconds=_number(cost.get("cpu_time")),
         memory_mib=_number(cost.get("max_rss")),
         reads=sorted({makers[name] for name in made}),

@@ -106,7 +106,7 @@
       };
     });
     plot(document.getElementById("curve"), traces, {
-      showlegend: false, height: 460, xaxis: { title: { text: "specificity: look-alikes taken for the concept (%)" }, rangemode: "tozero" },
+      showlegend: false, height: 460, xaxis: { title: { text: "specificity: look-alikes taken (%)" }, rangemode: "tozero" },
       yaxis: { title: { text: "transfer (%)" }, range: [0, 101] },
     });
   }
