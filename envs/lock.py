@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("slurm", "tracking")
+EXTRAS = ("serve", "slurm", "tracking")
 CUDA = re.compile(r"(torch|triton|nvidia-|cuda-)")
 
 

@@ -92,7 +92,12 @@ def injection_tables() -> dict[str, pd.DataFrame]:
     """Summary, pairs, curve, confusion and examples of two methods on two architectures."""
     names = {"method": ["references", "fragment_distillation"], "family": ["reference", "new"]}
     variant = pd.DataFrame(
-        names | {"variant": ["target_alone", "a long name, as some variants have one"], "tier": ["T0", "T2"], "site": ["logits", "last.pre"]}
+        names
+        | {
+            "variant": ["target_alone", "a long name, as some have"],
+            "tier": ["T0", "T2"],
+            "site": ["logits", "last.pre"],
+        }
     )
     shares = {
         "transfer": [0.0, 0.8],

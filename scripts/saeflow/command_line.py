@@ -10,6 +10,7 @@
     saeflow load STUDY_FOLDER
     saeflow verify PACKAGE
     saeflow upload PACKAGE
+    saeflow serve
 
 RUN is a run's name or any part of it that is in no other's. Catalogs are looked for in results/*/catalog.sqlite, or
 where --catalog or SAEFLOW_CATALOG_URL says.
@@ -208,6 +209,24 @@ def upload_package(arguments: Arguments) -> int:
     return 0
 
 
+def serve_results(arguments: Arguments) -> int:
+    """Serve the studies' sites, and their catalogs as JSON, to this machine alone; openapi.json says how to ask."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        from saeflow.publish import server
+    except ImportError as error:
+        what = "pip install --no-deps --require-hashes -r envs/serve.lock"
+        raise ValueError(f"serve needs the package '{error.name}', which is not installed: {what}") from None
+    if not server.is_loopback(arguments.host):
+        console.print(
+            f"saeflow: whoever reaches {arguments.host} can read all of {arguments.results}",
+            style="yellow",
+            markup=False,
+        )
+    server.serve(arguments.results, arguments.catalog, arguments.host, arguments.port)
+    return 0
+
+
 def _name(row: dict[str, Any]) -> str:
     return row["name"]
 
@@ -262,6 +281,9 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--yes", action="store_true", help="send; the key is read from NEURONPEDIA_API_KEY")
     send.add_argument("--server", default="https://www.neuronpedia.org", help="scheme and host")
     send.add_argument("--first", type=int, default=0, help="batch to begin with, to go on after an error")
+    serving = add(groups, "serve", serve_results, place)
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    serving.add_argument("--port", type=_positive, default=8000, help="port (default 8000)")
     return parser
 
 

@@ -44,8 +44,16 @@ def plain(content: Any) -> Any:
         case list() | tuple():
             return [plain(value) for value in content]
         case float():
-            return float(f"{content:.6g}") if math.isfinite(content) else None
+            return _short(content)
     return content
+
+
+def _short(number: float) -> float | int | None:
+    """Six significant digits, without a decimal point where none is needed: most activations of a context are 0."""
+    if not math.isfinite(number):
+        return None
+    rounded = float(f"{number:.6g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def packed(values: np.ndarray) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from saeflow.publish.site.features import CHUNK, TOP
+from saeflow.publish.site.features import CHUNK
 
 FACTS = ["density", "mean_activation", "max_activation", "decoder_norm"]
+TOP = 8
+"""Contexts of one page, at most."""
 SAID = 4
 """Tokens that stand for a feature in the explorer."""
 
