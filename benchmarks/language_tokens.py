@@ -113,7 +113,7 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
     right.plot(tokens, [row["memory_mb"] for row in rows], marker=style.marker(0), color=style.colour(0))
     right.set(ylabel="peak memory (MB)")
     for axes in (left, right):
-        axes.set(xlabel="tokens (millions)", ylim=(0, None), xlim=(0, None))
+        axes.set(xlabel="tokens (millions)", ylim=(0, 1.1 * axes.dataLim.ymax), xlim=(0, 1.05 * axes.dataLim.xmax))
     style.save(figure, path)
 
 

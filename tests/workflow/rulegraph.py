@@ -11,13 +11,14 @@ BLOCK = re.compile(r"(<!-- rulegraph -->\n```mermaid\n).*?(```\n)", re.DOTALL)
 
 
 def graph() -> str:
-    """The rulegraph of the default study, from `snakemake --rulegraph mermaid-js`.
+    """The rulegraph of a study of images with injection, from `snakemake --rulegraph mermaid-js`.
 
     Snakemake numbers the rules and orders the arrows anew at each call: here each rule goes by its name, sorted, and a
     line has all arrows from one rule.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", ROOT, "--forceall"]
-    drawn = subprocess.run([*command, "--rulegraph", "mermaid-js"], capture_output=True, text=True, check=True).stdout
+    command += ["--configfile", ROOT / "config/studies/smoke.yaml", "--rulegraph", "mermaid-js"]
+    drawn = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]", drawn, re.MULTILINE))
     arrows = re.findall(r"^\s*(id\d+) --> (id\d+)", drawn, re.MULTILINE)
     reached: dict[str, set[str]] = {}
