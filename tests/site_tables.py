@@ -38,10 +38,16 @@ def image_features(variant: str, n: int, seed: int = 0) -> ImageFeatures:
     return ImageFeatures(table, arrays, n_test=360)
 
 
-def text_features(n: int, seed: int = 0) -> TextFeatures:
-    """Features of an SAE of a language model, with two contexts each; latent 5 is dead."""
+def text_features(n: int, seed: int = 0, *, whole_words: bool = False) -> TextFeatures:
+    """Features of an SAE of a language model, with two contexts each; latent 5 is dead.
+
+    Arguments:
+        whole_words: tokens without the blank in front, 60 of them in a context.
+    """
     draw = np.random.default_rng(seed)
     words = np.array([" the", " cat", " sat", ".", " </script>", "\n"])
+    if whole_words:
+        words = np.array(["the", "harmonica", "saxophone", "mouthpiece", ",", "a"] * 10)
     alive = [i for i in range(n) if i != 5]
     table = pd.DataFrame(
         {
@@ -60,7 +66,8 @@ def text_features(n: int, seed: int = 0) -> TextFeatures:
             "decoder_norm": 1.0,
         }
     )
-    values = draw.random((2 * len(alive), 6)) * (draw.random((2 * len(alive), 6)) < 0.5)
+    size = 2 * len(alive), len(words)
+    values = draw.random(size) * (draw.random(size) < 0.5)
     values[:, 1] = 1.0
     contexts = pd.DataFrame(
         {
@@ -68,11 +75,11 @@ def text_features(n: int, seed: int = 0) -> TextFeatures:
             "rank": np.tile([0, 1], len(alive)),
             "document": draw.integers(99, size=2 * len(alive)),
             "activation": values.max(1),
-            "tokens": [words[draw.permutation(6)] for _ in range(2 * len(alive))],
+            "tokens": [words[draw.permutation(len(words))] for _ in range(2 * len(alive))],
             "activations": list(values),
         }
     )
-    summary = {"model": "words", "hook_point": "model.layers.0", "variant": "topk"}
+    summary = {"model": "words", "hook_point": "model.layers.0", "variant": "whole" if whole_words else "topk"}
     concepts = pd.DataFrame(
         {"concept": ["questions"], "rank": [1], "feature": [2], "auroc": [0.9], "selectivity": [0.2]}
     )

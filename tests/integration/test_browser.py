@@ -26,8 +26,11 @@ ROOT = Path(__file__).parents[2]
 N = 12_000
 """Features of each of two SAEs: more than a page could hold as rows."""
 M = 200
-"""Features of an SAE of a language model."""
-OF_IMAGES, OF_TEXT = "ConvNet-full-s0/last.pre/relu-s0/11999", "words/model.layers.0/topk/199"
+"""Features of each of two SAEs of language models."""
+OF_IMAGES, *OF_TEXT = (
+    *("ConvNet-full-s0/last.pre/relu-s0/11999", "words/model.layers.0/topk/199"),
+    "words/model.layers.0/whole/2",  # what concept tests and inversion looked at
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def site(tmp_path_factory) -> Path:
     sections = {"injection": injection_tables(), "images": IMAGES, "geometry": {"words": geometry_tables()}}
     sections["inversion"] = {"words/model.layers.0/topk": inversion_tables()}
     pages.write(pages.Study(config, tables, **sections), folder, plotly_js)
-    shown = [*(image_features(v, N) for v in ("topk", "relu")), text_features(M)]
+    shown = [*(image_features(v, N) for v in ("topk", "relu")), text_features(M), text_features(M, whole_words=True)]
     features.write(shown, folder / "features", IMAGES)
     data.write(folder / "run_data.js", "run", run_data())
     return folder
@@ -84,14 +87,14 @@ def site(tmp_path_factory) -> Path:
 def seen(playwright, site) -> dict:
     out = site.parent / "seen.json"
     side = ROOT / "tests/integration/site_side.py"
-    done = subprocess.run([playwright, side, site, out, OF_IMAGES, OF_TEXT], capture_output=True, text=True)
+    done = subprocess.run([playwright, side, site, out, OF_IMAGES, *OF_TEXT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
 
 def test_every_page_loads_from_disk_without_a_complaint_and_fits_phones(seen):
     looked_at = {name: page for name, page in seen.items() if name != "explorer"}
-    assert len(looked_at) == 8 * 2 * 2
+    assert len(looked_at) == 9 * 2 * 2
     for name, page in looked_at.items():
         assert page["complaints"] == [], name
         assert page["overflow"] <= 0, name
@@ -99,16 +102,16 @@ def test_every_page_loads_from_disk_without_a_complaint_and_fits_phones(seen):
 
 
 def test_a_deep_link_opens_its_feature(seen):
-    for address in (OF_IMAGES, OF_TEXT):
+    for address in (OF_IMAGES, *OF_TEXT):
         sae, _, feature = address.rpartition("/")
         assert seen[f"feature.html#{address} wide light"]["title"] == f"Feature {feature} of {sae}"
 
 
 def test_the_explorer_holds_all_features_and_draws_few(seen):
     explorer = seen["explorer"]
-    assert explorer["status"] == f"{2 * N + M - 3:,} features"  # one of each SAE is dead
+    assert explorer["status"] == f"{2 * N + 2 * M - 4:,} features"  # one of each SAE is dead
     assert explorer["rows_drawn"] < 100
-    assert explorer["last_row"] == str(2 * N + M - 3 + 1)
+    assert explorer["last_row"] == str(2 * N + 2 * M - 4 + 1)
 
 
 def test_the_explorer_sorts_by_keyboard_and_searches(seen, site):

@@ -137,7 +137,11 @@
   function ofText(sae, chunk, content) {
     const largest = Math.max(content.facts.max_activation, 1e-12);
     const { counts, edges } = content.histogram;
-    const bins = counts.map((count, b) => [`${number(edges[b], 2)} to ${number(edges[b + 1], 2)}`, count]);
+    const join = Math.ceil(counts.length / 20); // bins of a row: twenty rows are enough to read
+    const bins = counts.filter((_, b) => b % join === 0).map((_, row) => {
+      const [first, end] = [row * join, Math.min((row + 1) * join, counts.length)];
+      return [`${number(edges[first], 2)} to ${number(edges[end], 2)}`, counts.slice(first, end).reduce((a, b) => a + b, 0)];
+    });
     const from = bins.findIndex(([, count]) => count > 0);
     return [
       content.explanation ? make("p", {}, make("b", {}, "Explanation: "), content.explanation[0]) : "",

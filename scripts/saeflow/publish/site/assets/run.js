@@ -20,7 +20,7 @@
     }
     const rows = [];
     for (const rule of rules) (rows[depth[rule]] ??= []).push(rule);
-    const [wide, high, across, down] = [164, 28, 184, 78];
+    const [wide, high, across, down] = [190, 28, 206, 78];
     const width = Math.max(...rows.map((row) => row.length)) * across;
     const at = {};
     rows.forEach((row, y) => {
