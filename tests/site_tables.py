@@ -213,6 +213,7 @@ def inversion_tables() -> dict[str, pd.DataFrame]:
         for method, ratio in (("random", 0.5), ("dataset", 1.0), ("gcg", 1.2), ("epo", 1.1))
     ]
     texts = pd.DataFrame(rows).assign(survived=True, evaluations=300, score=1.0)
+    texts["tokens"], texts["profile"] = [["</script>", "$x$", "cat"]] * len(rows), [[0.5, -1.0, 1.0]] * len(rows)
     fronts = pd.DataFrame({"feature": [1, 1, 2], "text": ["a", "b", "c"], "ratio": [0.9, 1.1, 1.1]})
     scores = {name: [0.9, 0.8] for name in ("detection", "top_token_detection", "balanced_accuracy", "fuzzing")}
     return {

@@ -63,7 +63,8 @@ class Optimization(Section):
     top_k: PositiveInt = Field(128, description="Tokens per place that a gradient proposes.")
     population: PositiveInt = Field(8, description="Members of EPO's population, each with its weight of fluency.")
     epo_start: Literal["dataset", "gcg"] = Field(
-        "dataset", description="What EPO starts from; from GCG's texts it cannot end below them."
+        "dataset",
+        description="What EPO starts from; from GCG's texts it cannot end below them, and what GCG spent is added.",
     )
     soft_steps: PositiveInt = Field(50, description="Steps of soft prompts, at most.")
     soft_rate: PositiveFloat = Field(0.1, description="Length of such a step, in mean norms of an embedding.")

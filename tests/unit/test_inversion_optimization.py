@@ -261,6 +261,9 @@ def test_text_that_a_user_pastes_is_what_is_measured(data_dir):
         float(objective.scores(torch.tensor([found[1].token_ids]), torch.zeros(1, dtype=torch.long))), rel=1e-4
     )
     assert found[0].ratio == pytest.approx(found[0].score / 2)
+    assert "".join(found[0].tokens).strip() == "Once upon a time"
+    assert len(found[0].profile) == len(found[0].token_ids)
+    assert found[0].profile[-1] == pytest.approx(found[0].score, rel=1e-4)
     drawn = vocabulary.random(50, 8, torch.Generator().manual_seed(0))
     assert vocabulary.survive(drawn).all()
     assert tokens.tokenizer.pad_token_id in (None, *tokens.tokenizer.all_special_ids)

@@ -80,7 +80,9 @@ def test_every_method_reports_every_feature_within_the_budget(stages):
     assert set(texts["method"]) == {"dataset", "random", "soft", "soft_projected", "gcg", "epo"}
     assert (texts.groupby("method")["feature"].nunique() == len(chosen)).all()
     searched = texts[texts["method"].isin(["random", "gcg", "epo"])]
-    assert (searched["evaluations"] <= SPEC.optimization.evaluations).all()
+    # EPO starts from GCG's texts here, and what these cost is added.
+    budget = SPEC.optimization.evaluations * searched["method"].map({"random": 1, "gcg": 1, "epo": 2})
+    assert (searched["evaluations"] <= budget).all()
     assert searched["survived"].all()
     by_method = texts.pivot(index="feature", columns="method", values="score")
     assert (by_method["gcg"] >= by_method["dataset"] - 1e-4).all()
@@ -102,6 +104,14 @@ def test_the_reported_score_is_that_of_the_pasted_text(stages):
     state = experiment.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, -1]
     score = experiment.sae.preactivations(state)[row["feature"]]
     assert float(score) == pytest.approx(row["score"], rel=1e-4)
+
+
+def test_epo_that_starts_from_gcgs_texts_has_spent_what_gcg_did(stages):
+    *_, found, _, _ = stages
+    spent = found.texts.pivot(index="feature", columns="method", values="evaluations")
+    assert (spent["epo"] > spent["gcg"]).all()
+    curves = found.curves[found.curves["method"] == "epo"].groupby("feature")["evaluations"].min()
+    assert (curves >= spent["gcg"]).all()
 
 
 def test_explanations_have_evidence_and_scores(stages):
@@ -130,7 +140,7 @@ def test_tables_and_the_page_are_the_same_again(stages, tmp_path):
 def test_figures_are_drawn_from_tables(stages):
     *_, found, explained, _ = stages
     tables = {"texts": found.texts, "fronts": found.fronts, "curves": found.curves, "explanations": explained}
-    for name in ("ratios", "curves", "fronts", "explanations"):
+    for name in ("ratios", "curves", "fronts", "heatmaps", "explanations"):
         figure = inversion_figures.draw(name, tables)
         assert figure.axes
         plt.close(figure)

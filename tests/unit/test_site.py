@@ -89,7 +89,7 @@ def test_a_feature_of_text_shows_what_concept_tests_and_inversion_found(folder):
     tables = inversion_tables()
     for i in set(tables["texts"]["feature"]):
         own = tables["texts"][(tables["texts"]["feature"] == i) & (tables["texts"]["method"] != "soft")]
-        ratios = [ratio for _, _, ratio, _ in pages[i].get("found", [])]
+        ratios = [ratio for _, _, ratio, *_ in pages[i].get("found", [])]
         assert ratios == sorted(own["ratio"].dropna(), reverse=True)
     row = tables["explanations"].iloc[0]
     assert pages[row["feature"]]["explanation"][0] == row["explanation"]

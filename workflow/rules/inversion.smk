@@ -7,7 +7,7 @@ INVERSION_TABLES = ["selection"]
 INVERSION_FIGURES = ["selection"]
 if STAGES.optimize:
     INVERSION_TABLES += ["texts", "fronts", "curves"]
-    INVERSION_FIGURES += ["ratios", "curves", "fronts"]
+    INVERSION_FIGURES += ["ratios", "curves", "fronts", "heatmaps"]
 if STAGES.explain:
     INVERSION_TABLES += ["explanations"]
     INVERSION_FIGURES += ["explanations"]

@@ -121,6 +121,45 @@ def fronts(table: pd.DataFrame, texts: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def heatmaps(texts: pd.DataFrame) -> plt.Figure:
+    """Texts of the data set, of GCG and of EPO for each feature: a cell per token, shaded by the feature's activation
+    there, over the highest of the panel."""
+    shown = texts[texts["method"].isin(_SHADED)]
+    features = list(dict.fromkeys(shown["feature"]))[:8]
+    length = max([1, *(len(tokens) for tokens in shown["tokens"])])
+    figure, panels = plt.subplots(
+        max(1, len(features)), 1, figsize=(PAGE, 0.72 * max(1, len(features)) + 0.2), squeeze=False
+    )
+    for axes, feature in zip(panels[:, 0], features, strict=False):
+        own = shown[shown["feature"] == feature].set_index("method")
+        rows = [own.loc[method] for method in _SHADED if method in own.index]
+        values = np.full((len(rows), length), np.nan)
+        for i, row in enumerate(rows):
+            values[i, : len(row["profile"])] = np.maximum(row["profile"], 0)
+        highest = max(float(np.nanmax(values)), 1e-9)
+        axes.imshow(values / highest, aspect="auto", cmap="Oranges", vmin=0, vmax=1)
+        for i, row in enumerate(rows):
+            for j, (token, value) in enumerate(zip(row["tokens"], row["profile"], strict=True)):
+                dark = value / highest > 0.6
+                said = _fitting(token, 100 // length)
+                axes.text(j, i, said, ha="center", va="center", fontsize=5.5, color="white" if dark else "black")
+        axes.set_yticks(range(len(rows)), [METHODS[row.name] for row in rows])
+        axes.set_xticks([])
+        axes.set_title(f"feature {feature}", loc="left", pad=2)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+    return figure
+
+
+_SHADED = ("dataset", "gcg", "epo")
+
+
+def _fitting(token: str, most: int) -> str:
+    """A token as it fits its cell, without signs that matplotlib reads as formulas."""
+    token = token.replace("\n", "↵").replace("$", r"\$")
+    return token if len(token) <= most else f"{token[: most - 1]}…"
+
+
 def explanations(table: pd.DataFrame) -> plt.Figure:
     """Scores of explanations on held-out text beside those to beat: a point per feature, a bar at the mean."""
     figure, panels = plt.subplots(1, 3, figsize=(PAGE, 2.2), sharey=True)
@@ -151,6 +190,8 @@ def draw(name: str, tables: dict[str, pd.DataFrame]) -> plt.Figure:
             return curves(tables["curves"])
         case "fronts":
             return fronts(tables["fronts"], tables["texts"])
+        case "heatmaps":
+            return heatmaps(tables["texts"])
         case "explanations":
             return explanations(tables["explanations"])
     raise ValueError(f"no figure of inverse embeddings is called '{name}'")

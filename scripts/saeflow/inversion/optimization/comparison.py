@@ -25,8 +25,9 @@ class Found:
     """What was found.
 
     Arguments:
-        texts: a row per feature and method: text, score, ratio, cross-entropy, survived, robustness, diversity,
-            evaluations. Score and ratio are of the text tokenised again; `soft` has no text.
+        texts: a row per feature and method: text, its tokens with the feature's profile over them, score, ratio,
+            cross-entropy, survived, robustness, diversity, evaluations. Score and ratio are of the text tokenised
+            again; `soft` has no text.
         fronts: a row per feature and point of EPO's front; `gcg` tells whether that front has a point no worse than
             GCG's text.
         curves: best score by evaluations, a row per method, feature and iteration.
@@ -86,9 +87,11 @@ def compare(
     passed("gcg")
     scales = torch.where(highest > 0, highest, at_start.abs().amax(1).clamp(min=1e-6))
     evolving = epo.EPOSettings(spec.evaluations, spec.population, width=spec.width, top_k=spec.top_k // 2 or 1)
-    first = greedy.tokens if spec.epo_start == "gcg" else starts
+    first, before = (
+        (greedy.tokens, greedy.spent) if spec.epo_start == "gcg" else (starts, torch.zeros_like(greedy.spent))
+    )
     evolved = epo.evolve(objective, vocabulary, first, scales, evolving, seed)
-    sequences["epo"], spent["epo"] = torch.stack([front.tokens[-1] for front in evolved.fronts]), evolved.spent
+    sequences["epo"], spent["epo"] = torch.stack([front.tokens[-1] for front in evolved.fronts]), evolved.spent + before
     passed("epo")
     rows = []
     for method, tokens in sequences.items():
@@ -100,6 +103,8 @@ def compare(
                     "method": method,
                     "text": one.text,
                     "token_ids": one.token_ids,
+                    "tokens": one.tokens,
+                    "profile": one.profile,
                     "survived": one.survived,
                     "score": one.score,
                     "ratio": one.ratio,
@@ -121,7 +126,9 @@ def compare(
     ]
     texts = pd.DataFrame(rows)
     texts["robustness"] = _robustness(objective, vocabulary, texts, windows, names, spec)
-    curves = [("gcg", *point) for point in greedy.curve] + [("epo", *point) for point in evolved.curve]
+    curves = [("gcg", *point) for point in greedy.curve] + [
+        ("epo", i, evaluations + int(before[i]), score) for i, evaluations, score in evolved.curve
+    ]
     curves += [
         ("soft", i, 3 * (step + 1) * spec.restarts, float(score))
         for step, scores in enumerate(softly.curve)

@@ -20,6 +20,8 @@ class Measured:
     Arguments:
         text: what a user would paste.
         token_ids: that the text is tokenised into.
+        tokens: the same as text.
+        profile: pre-activation of the feature at each of them.
         survived: whether these are the ids that were found.
         score: pre-activation of the feature on the text.
         cross_entropy: mean over the text's tokens, in nats; None where there is none to predict.
@@ -28,6 +30,8 @@ class Measured:
 
     text: str
     token_ids: list[int]
+    tokens: list[str]
+    profile: list[float]
     survived: bool
     score: float
     cross_entropy: float | None
@@ -53,17 +57,28 @@ def measure(
     texts = vocabulary.texts(sequences)
     again = vocabulary.tokenised(texts)
     scores, losses = score_lists(objective, again, features)
-    rows = zip(sequences, texts, again, features, scores.tolist(), losses.tolist(), strict=True)
+    shown = profiles(objective, again, features)
+    rows = zip(sequences, texts, again, shown, features, scores.tolist(), losses.tolist(), strict=True)
     return [
         Measured(
             text,
             ids,
+            vocabulary.tokens.strings(ids),
+            profile,
             list(found) == ids,
             score,
             None if loss != loss else loss,
             score / float(highest[feature]) if highest[feature] > 0 else None,
         )
-        for found, text, ids, feature, score, loss in rows
+        for found, text, ids, profile, feature, score, loss in rows
+    ]
+
+
+def profiles(objective: Objective, sequences: Sequence[Sequence[int]], features: Sequence[int]) -> list[list[float]]:
+    """Pre-activation of each sequence's feature at each of its tokens."""
+    return [
+        objective.profiles(torch.tensor([list(ids)]), torch.tensor([feature]))[0].tolist() if len(ids) else []
+        for ids, feature in zip(sequences, features, strict=True)
     ]
 
 

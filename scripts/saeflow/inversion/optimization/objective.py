@@ -130,6 +130,16 @@ class Objective:
         return torch.cat(parts)
 
     @torch.no_grad()
+    def profiles(self, tokens: Int[Tensor, "n length"], features: Int[Tensor, " n"]) -> Float[Tensor, "n length"]:
+        """What `scores` is taken from: the feature of each prompt at every token of its text."""
+        parts = [torch.empty(0, tokens.shape[1])]
+        for batch, own in zip(tokens.split(self.batch_size), features.split(self.batch_size), strict=True):
+            with self._counted(len(batch)):
+                states, _ = self._states(input_ids=self._ids(batch))
+                parts.append(self._values(states, own).cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
     def scores_and_losses(
         self, tokens: Int[Tensor, "n length"], features: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -236,11 +246,13 @@ class Objective:
         return values if self.start is None else values[:, 1:]
 
     def _own(self, states: Float[Tensor, "n length d_in"], features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        weight, bias = (t[features.to(t.device)] for t in (self.readout.weight, self.readout.bias))
         if self.position == "last":
             states = states[:, -1:]
-        values = torch.einsum("nld,nd->nl", states.float(), weight) + bias[:, None]
-        return self._at(values[..., None])[:, 0]
+        return self._at(self._values(states, features)[..., None])[:, 0]
+
+    def _values(self, states: Float[Tensor, "n length d_in"], features: Int[Tensor, " n"]) -> Float[Tensor, "n length"]:
+        weight, bias = (t[features.to(t.device)] for t in (self.readout.weight, self.readout.bias))
+        return torch.einsum("nld,nd->nl", states.float(), weight) + bias[:, None]
 
     def _at(self, values: Float[Tensor, "n length k"]) -> Float[Tensor, "n k"]:
         if self.position == "last":

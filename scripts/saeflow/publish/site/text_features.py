@@ -111,7 +111,8 @@ class TextFeatures:
             found["concepts"] = own[["concept", "rank", "auroc", "selectivity"]].to_numpy().tolist()
         if len(own := _of(self.inverted.get("texts"), i)):
             own = own[own["method"] != "soft"].dropna(subset=["ratio"]).sort_values("ratio", ascending=False)
-            found["found"] = own[["method", "text", "ratio", "cross_entropy"]].to_numpy().tolist()
+            columns = ["method", "text", "ratio", "cross_entropy", "tokens", "profile"]
+            found["found"] = [list(row) for row in own[columns].itertuples(index=False)]
         if len(own := _of(self.inverted.get("explanations"), i)):
             found["explanation"] = own.iloc[0][["explanation", "detection", "top_token_detection"]].tolist()
         return found

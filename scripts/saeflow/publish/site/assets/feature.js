@@ -92,35 +92,40 @@
     ];
   }
 
-  // A context with each token shaded by its share of the feature's highest activation.
-  function context(one, largest, spaced) {
-    const spans = one.tokens.map((token, t) => {
-      const share = Math.round((70 * Math.max(one.values[t], 0)) / largest);
+  // Text with each token shaded by its share of the highest activation.
+  function shaded(tokens, values, largest, spaced) {
+    const spans = tokens.map((token, t) => {
+      const share = Math.round((70 * Math.max(values[t], 0)) / largest);
       const style = share ? `background:color-mix(in srgb, var(--heat) ${share}%, transparent)` : "";
-      return make("span", { style, title: number(one.values[t]) }, token.replaceAll("\n", "↵"));
+      return make("span", { style, title: number(values[t]) }, token.replaceAll("\n", "↵"));
     });
+    return make("p", { class: spaced ? "tokens" : "tokens words" }, ...spans);
+  }
+
+  function context(one, largest, spaced) {
     return make("li", {},
-      make("p", { class: spaced ? "tokens" : "tokens words" }, ...spans),
+      shaded(one.tokens, one.values, largest, spaced),
       make("span", { class: "note" }, `${number(one.value)}, document ${one.document}`));
   }
 
   // Rows of words and numbers under their names.
   function rows(names, cells) {
     const head = make("tr", {}, ...names.map((name, i) => make("th", { scope: "col", ...(i ? {} : { class: "text" }) }, name)));
-    const body = cells.map((row) => make("tr", {}, ...row.map((cell, i) => make("td", i ? {} : { class: "text" }, typeof cell === "number" ? number(cell) : String(cell ?? "–")))));
+    const body = cells.map((row) => make("tr", {}, ...row.map((cell, i) => make("td", i ? {} : { class: "text" }, cell instanceof Node ? cell : typeof cell === "number" ? number(cell) : String(cell ?? "–")))));
     return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": names[0] }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
   }
 
   // What concept tests and inversion found, of the features that they looked at.
-  function tested(content) {
+  function tested(content, spaced) {
     const parts = [];
     if (content.concepts) {
       parts.push(make("h2", {}, "Concepts"), make("p", { class: "note" }, "Concepts for which it is among the best features: its rank on half of the sentences, AUROC on the other half, and how far that is above the best other concept."),
         rows(["Concept", "Rank", "AUROC", "Selectivity"], content.concepts));
     }
     if (content.found?.length) {
-      parts.push(make("h2", {}, "Found inputs"), make("p", { class: "note" }, "Texts that were searched for, as they can be pasted: activation over the highest in the data, and cross-entropy under the model (nats per token; low is fluent)."),
-        rows(["Text", "Search", "Ratio", "Cross-entropy"], content.found.map(([method, text, ratio, ce]) => [text, method.replaceAll("_", " "), ratio, ce])));
+      parts.push(make("h2", {}, "Found inputs"), make("p", { class: "note" }, "Texts that were searched for, as they can be pasted, each token shaded by the activation there: activation over the highest in the data, and cross-entropy under the model (nats per token; low is fluent)."),
+        rows(["Text", "Search", "Ratio", "Cross-entropy"], content.found.map(([method, , ratio, ce, tokens, profile]) =>
+          [shaded(tokens, profile, Math.max(...profile, 1e-12), spaced), method.replaceAll("_", " "), ratio, ce])));
     }
     return parts;
   }
@@ -156,7 +161,7 @@
       make("div", { class: "columns" },
         bars("Raises most", ...content.raises), bars("Lowers most", ...content.lowers),
         bars("Tokens by activation", bins.slice(Math.max(from, 0)).map(([name]) => name), bins.slice(Math.max(from, 0)).map(([, count]) => count))),
-      ...tested(content),
+      ...tested(content, chunk.spaced),
       make("h2", {}, "Numbers"),
       make("div", { class: "columns" }, facts(content.facts, OF_TEXT), neighbours(sae, content, "Fire on the same tokens (Jaccard)")),
     ];
