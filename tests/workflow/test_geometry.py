@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import Project, copy_project
 
 from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
@@ -26,6 +27,17 @@ def test_phases_are_targets_and_the_first_waits_for_no_sae(measured):
     again = project.planned("geometry/phase1_teacher", "--forcerun", "build_concepts", study="geometry_smoke")
     assert {"build_concepts", "measure_geometry", "write_phase1_teacher"} <= set(again)
     assert "train_hierarchical_saes" not in again
+
+
+def test_a_study_without_hierarchical_saes_has_the_first_phase_alone(measured):
+    project, _ = measured
+    path = project.root / "config" / "studies" / "geometry_smoke.yaml"
+    study = yaml.safe_load(path.read_text())
+    study["geometry"]["hierarchical"] = None
+    (path.parent / "phase1.yaml").write_text(yaml.safe_dump(study))
+    planned = project.planned("geometry", "--forceall", study="phase1")
+    assert {"measure_geometry", "write_phase1_teacher"} <= set(planned)
+    assert not {"train_hierarchical_saes", "evaluate_hierarchical_saes", "write_phase2_baseline"} & set(planned)
 
 
 def test_every_phase_has_a_table_with_targets_and_a_page_with_its_figures(measured):

@@ -28,7 +28,8 @@ def inner_module(wildcards):
 
 def of_geometry(*keys, settings_of=("trust_remote_code",), **more):
     """The `cfg` of a job of one model: sections of geometry, and keys of the model's section."""
-    sections = {key: getattr(GEOMETRY_SPEC, key).model_dump(mode="json") for key in keys}
+    chosen = {key: getattr(GEOMETRY_SPEC, key) for key in keys}
+    sections = {key: section.model_dump(mode="json") for key, section in chosen.items() if section is not None}
     return of_model(keys=settings_of, **sections, **more)
 
 
