@@ -14,7 +14,7 @@ import pandas as pd
 def write(path: Path, key: str, content: Any) -> None:
     """Write content under a key: `saeflow.put(key, content)` is called when a page loads the file.
 
-    Floats have six significant digits; NaN is null.
+    Floats have five significant digits; NaN is null.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     body = json.dumps(plain(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -49,10 +49,10 @@ def plain(content: Any) -> Any:
 
 
 def _short(number: float) -> float | int | None:
-    """Six significant digits, without a decimal point where none is needed: most activations of a context are 0."""
+    """Five significant digits, without a decimal point where none is needed: most activations of a context are 0."""
     if not math.isfinite(number):
         return None
-    rounded = float(f"{number:.6g}")
+    rounded = float(f"{number:.5g}")
     return int(rounded) if rounded.is_integer() else rounded
 
 
