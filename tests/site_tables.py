@@ -115,6 +115,7 @@ def injection_tables() -> dict[str, pd.DataFrame]:
     shares |= {"worst_transfer": [0.0, 0.6], "specificity": [0.0, 0.07], "specificity_std": [0.0, 0.01]}
     shares |= {"preservation": [1.0, 0.98], "preservation_std": [0.0, 0.002], "excess": [np.nan, 0.2]}
     summary = variant.assign(**shares, n_pairs=[4, 3], added_multiply_adds=[0, 160], reading=["", "distillation"])
+    summary = summary.assign(older_transfer=[np.nan, 0.9], verdict=["", "not reproduced"])
     pairs = [
         row | {"source": source, "target": target, "transfer": row["transfer"]}
         for row in summary.to_dict("records")

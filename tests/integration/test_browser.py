@@ -56,7 +56,7 @@ def site(tmp_path_factory) -> Path:
         "classifiers": {
             "architectures": ["SimpleNN", "ConvNet"],
             "seeds": [0],
-            "roles": {"target": {"classes": [0, 1, 2, 3]}},
+            "roles": {"target": {"classes": [0, 1, 2, 3]}, "source": {"classes": [2, 3, 4, 5]}},
         },
         "activations": {"hook_points": ["last.pre"]},
         "saes": {"variants": {"topk": {}, "relu": {}}, "seeds": [0]},
@@ -65,6 +65,7 @@ def site(tmp_path_factory) -> Path:
             "lookalike": 5,
             "methods": ["references", "fragment_distillation"],
             "target": "target",
+            "source": "source",
         },
         "geometry": {"hierarchical": {"k": 1}},
         "inversion": {"clustering": {"by": "activity"}, "pipeline": {"optimize": True}},

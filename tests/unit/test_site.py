@@ -124,9 +124,10 @@ CONFIG = {
     "classifiers": {"architectures": ["SimpleNN", "ConvNet"], "seeds": [0]},
     "activations": {"hook_points": ["last.pre"]},
     "saes": {"variants": {"topk": {}}, "seeds": [0]},
-    "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"], "target": "target"},
+    "injection": {"concept": 4, "lookalike": 5, "methods": ["references", "fragment_distillation"]},
 }
-CONFIG["classifiers"]["roles"] = {"target": {"classes": [0, 1, 2, 3]}}
+CONFIG["injection"] |= {"target": "target", "source": "source"}
+CONFIG["classifiers"]["roles"] = {"target": {"classes": [0, 1, 2, 3]}, "source": {"classes": [2, 3, 4, 5]}}
 TABLES = {
     "classifiers": classifiers(),
     "saes": saes(),
@@ -143,7 +144,7 @@ def test_the_overview_has_the_numbers_of_the_tables():
         "features analysed": "220",
         "injection methods": 2,
     }
-    of_saes, of_injection = seen["headlines"]
+    of_saes, of_injection, beside = seen["headlines"]
     topk = [
         "topk",
         "2",
@@ -154,6 +155,7 @@ def test_the_overview_has_the_numbers_of_the_tables():
     ]
     assert of_saes.rows[0] == topk
     assert len(of_injection.rows) == 1  # references are no headline
+    assert [row[3:] for row in beside.rows] == [["80.0", "90.0", "not reproduced"]]
     assert of_injection.rows[0][4:] == ["80.0 (70.0 to 85.0)", "60.0", "7.0", "98.0", "20.0", "160"]
 
 
@@ -174,7 +176,31 @@ def test_no_headline_of_injection_loses_the_own_classes():
     tables = injection_tables()
     spoiled = tables["summary"].assign(preservation=0.6)
     seen = pages.overview(pages.Study(CONFIG, TABLES, injection=tables | {"summary": spoiled}))
-    assert seen["headlines"][-1].rows == []
+    assert seen["headlines"][1].rows == []
+
+
+def test_the_overview_holds_methods_against_the_goals_of_their_task():
+    config = CONFIG | {"dataset": {"name": "mnist"}}
+    seen = pages.overview(pages.Study(config, TABLES, injection=injection_tables()))
+    (aims,) = [part for part in seen["headlines"] if part.title == "Goals"]
+    # Transfer 80 of 92, worst pair 60 of 80, excess 20 of 40, specificity 7 of at most 4: at the penultimate layer.
+    assert aims.rows[0][2:] == ["missed", "20.0 pp of worst transfer"] or aims.rows[0][3].startswith("20.0 pp of ")
+    assert len(aims.rows) == 2  # no row without synthetic inputs
+
+
+def test_the_overview_says_what_inversion_and_geometry_came_to():
+    study = pages.Study(
+        CONFIG | {"language": {"models": {"words": {}}}},
+        {},
+        inversion={"words/model.layers.0/topk": inversion_tables()},
+        geometry={"words": geometry_tables()},
+    )
+    inverted, geometry = pages.overview(study)["headlines"]
+    assert inverted.rows == [["words/model.layers.0/topk", "2", "0.50", "1.20", "1.10", "0.85", "0.85"]]
+    assert geometry.rows == [
+        ["words", "model", "1 of 1", "the hierarchy is there"],
+        ["words", "shuffled rows", "0 of 1", "not shown"],
+    ]
 
 
 def test_the_geometry_page_has_the_tables_of_each_model_and_one_view_of_its_points():
