@@ -166,5 +166,6 @@ def test_the_page_names_every_key_of_the_default_study():
     names = set(keys(yaml.safe_load((ROOT / "config/config.yaml").read_text())))
     study = config.load(ROOT / "config/config.yaml")
     names -= {*study.saes.variants, *study.classifiers.roles, *study.injection.sequence}
+    names -= {*study.language.models, *study.language.saes.variants, *study.geometry.hierarchical.arms}
     page = config_document.page()
     assert [name for name in names if f"`{name}`" not in page] == []

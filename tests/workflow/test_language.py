@@ -156,7 +156,7 @@ def test_nothing_is_left_to_do(language):
     ("change", "expected"),
     [
         (lambda s: s["features"].update(top_contexts=6), FEATURES | ENDS),
-        (lambda s: s.update(concepts={"top": 3}), {"test_concepts", "load_catalog"} | REPORTED),
+        (lambda s: s.update(concepts={"top": 3}), {"test_concepts", "load_catalog", "write_site_features"} | REPORTED),
         (lambda s: s.update(publish={"title": "Other"}), set()),
         (lambda s: s["saes"]["training"].update(steps=151), SAES | ENDS),
         (

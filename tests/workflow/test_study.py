@@ -143,7 +143,7 @@ def test_a_changed_setting_reruns_exactly_what_depends_on_it(fresh, name, change
     [
         ("features/bank.py", {"analyze_features"} | DRAWN),
         ("publish/report.py", REPORTED),
-        ("publish/site/features.py", {"write_site_features", *REPORTED} - {"write_report"}),
+        ("publish/site/features.py", {"write_site_features", *PUBLISHED} - {"write_report"}),
         ("catalog/runs.py", {"load_catalog"}),
         ("catalog/migrations/versions/first_tables.py", {"load_catalog"}),
         ("sae/trainer.py", SAE_STAGE | DRAWN | {"train_concept_saes", "inject"} | INJECTION_DRAWN),

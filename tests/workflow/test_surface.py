@@ -33,7 +33,8 @@ def test_the_default_study_is_planned_whole_in_few_jobs(project):
         jobs
     )
     assert jobs["inject"] == len(METHODS)
-    assert sum(jobs.values()) - jobs["inject"] <= 45
+    # Of the language model, its geometry and inversion there are 31.
+    assert sum(jobs.values()) - jobs["inject"] <= 75
 
 
 @pytest.mark.parametrize("target", STAGES)
