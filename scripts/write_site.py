@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from saeflow.datasets.images import ImageDataset
+from saeflow.publish.site import inversion as inversion_tables
 from saeflow.publish.site import pages
 from saeflow.rule import run
 
@@ -35,9 +36,6 @@ def main(
         index: index.html, written into the folder of the site beside the other pages.
         cfg: `study` (the whole config).
     """
-    inverted: dict[str, dict[str, pd.DataFrame]] = {}
-    for path in inversion:
-        inverted.setdefault("/".join(path.parts[-4:-1]), {})[path.stem] = pd.read_parquet(path)
     measured: dict[str, dict[str, pd.DataFrame]] = {}
     for path in geometry:
         measured.setdefault(path.parent.parent.name, {})[path.stem] = pd.read_parquet(path)
@@ -47,7 +45,7 @@ def main(
         language={path.stem: pd.read_parquet(path) for path in language},
         injection={path.stem: pd.read_parquet(path) for path in injection},
         images=ImageDataset.load(images).test if injection else None,
-        inversion=inverted,
+        inversion=inversion_tables.read(inversion),
         geometry=measured,
     )
     pages.write(study, index.parent, Path(str(resources.files("plotly") / "package_data" / "plotly.min.js")))

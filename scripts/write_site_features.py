@@ -10,6 +10,7 @@ import pandas as pd
 
 from saeflow.datasets.images import ImageDataset
 from saeflow.publish.site import features
+from saeflow.publish.site import inversion as inversion_tables
 from saeflow.publish.site.text_features import TextFeatures
 from saeflow.rule import run
 
@@ -43,9 +44,7 @@ def main(
     for table, archive in zip(tables, arrays, strict=True):
         with np.load(archive, allow_pickle=False) as content:
             saes.append(features.ImageFeatures(pd.read_parquet(table), dict(content), len(images.test.labels)))
-    inverted: dict[str, dict[str, pd.DataFrame]] = {}
-    for path in inversion:
-        inverted.setdefault("/".join(path.parts[-4:-1]), {})[path.stem] = pd.read_parquet(path)
+    inverted = inversion_tables.read(inversion)
     for paths in zip(texts, contexts, summaries, concepts, strict=True):
         table, context, scores = (pd.read_parquet(paths[i]) for i in (0, 1, 3))
         one = TextFeatures(table, context, json.loads(paths[2].read_text()), scores)

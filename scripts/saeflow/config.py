@@ -7,21 +7,24 @@ import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from saeflow.config_geometry import Geometry
+from saeflow.config_images import (
+    ARCHITECTURES,
+    N_CLASSES,
+    Activations,
+    Cards,
+    Classifiers,
+    Data,
+    Dataset,
+    Features,
+    Layers,
+    Role,
+)
 from saeflow.config_injection import METHODS, SAE_METHODS, ConceptSpaces, Distillation, Injection
 from saeflow.config_inversion import Inversion
 from saeflow.config_language import Language
@@ -50,29 +53,39 @@ from saeflow.config_sections import (
     Seed,
     Seeds,
     Share,
-    each_once,
 )
 from saeflow.redaction import has_password, is_secret_name
 
 # Sections of modules beside this one, under the one name that the library knows them by.
 __all__ = [
+    "ARCHITECTURES",
     "METHODS",
+    "N_CLASSES",
     "SAE_METHODS",
     "VARIANTS",
+    "Activations",
+    "Architecture",
     "BatchTopK",
+    "Cards",
+    "Classifiers",
     "ConceptSpaces",
     "ConfigError",
+    "Data",
+    "Dataset",
     "Distillation",
+    "Features",
     "Gated",
     "HookPoint",
     "Injection",
     "Inversion",
     "JumpReLU",
     "Language",
+    "Layers",
     "MatryoshkaBatchTopK",
     "Name",
     "Penalised",
     "ReLU",
+    "Role",
     "SAEs",
     "Section",
     "Seed",
@@ -84,10 +97,6 @@ __all__ = [
     "Training",
     "Variant",
 ]
-
-Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist_letters"]
-
-N_CLASSES: dict[Dataset, int] = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "kmnist": 10, "emnist_letters": 26}
 
 
 class Compute(Section):
@@ -106,159 +115,6 @@ class Compute(Section):
         if self.matmul_precision == "tf32" and self.device == "cpu":
             raise ValueError("matmul_precision: 'tf32' needs a GPU, but device is 'cpu'; drop one of the two")
         return self
-
-
-class Data(Section):
-    """The images that every classifier and analysis of the study sees."""
-
-    name: Dataset = Field(
-        "digits", description="`digits` is scikit-learn's and needs no file; the others have MNIST's layout."
-    )
-    data_dir: PathToRead | None = Field(
-        None,
-        description="Folder that holds `<Name>/raw/*-ubyte.gz` (torchvision's layout) or the files themselves, packed "
-        "or not. Without it they are downloaded.",
-    )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.25, description="Share of `digits` held out as test split, by class. The other sets bring their own split."
-    )
-
-    calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="Share of the training split, by class, that no network is trained on: what thresholds are "
-        "calibrated on (`injection` needs it).",
-    )
-
-    @model_validator(mode="after")
-    def _digits_is_embedded(self) -> Self:
-        if self.name == "digits" and self.data_dir is not None:
-            raise ValueError(
-                f"data_dir: {self.data_dir!r} is of no use to 'digits', which is embedded; drop one of the two"
-            )
-        return self
-
-
-class Layers(Section):
-    """Layers of an architecture between image and logits, every one followed by a ReLU."""
-
-    channels: tuple[PositiveInt, ...] = Field(
-        (), description="Channels of each convolution, which come first: 3 x 3, stride 2, padding 1."
-    )
-    hidden: tuple[PositiveInt, ...] = Field(min_length=1, description="Units of each dense layer.")
-
-
-ARCHITECTURES: dict[str, Layers] = {
-    "FFN": Layers(hidden=(128,)),
-    "SimpleNN": Layers(hidden=(64, 32)),
-    "MegaNN": Layers(hidden=(512, 256, 128, 64)),
-    "WideNN": Layers(hidden=(1024, 256)),
-    "DeepNN": Layers(hidden=(128, 128, 64, 64, 32, 32)),
-    "ConvNet": Layers(channels=(16, 32), hidden=(64,)),
-}
-
-
-class Role(Section):
-    """A class subset on which one set of classifiers is trained."""
-
-    classes: tuple[NonNegativeInt, ...] = Field(
-        min_length=2, description="Labels that the classifier is trained on; its output layer keeps all classes."
-    )
-    seeds: Seeds | None = Field(
-        None, description="One network per seed, in place of `classifiers.seeds`. Not for a role that is captured."
-    )
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes: {list(self.classes)} names a class twice")
-        return self
-
-
-class Classifiers(Section):
-    """The networks under study: every architecture x role x seed."""
-
-    architectures: Annotated[tuple[Architecture, ...], AfterValidator(each_once)] = Field(
-        ("SimpleNN", "MegaNN", "WideNN", "DeepNN", "ConvNet"),
-        description="Architectures, by name: " + ", ".join(ARCHITECTURES) + ", or one of `layers`. None at all in a "
-        "study of language models alone.",
-    )
-    layers: dict[Architecture, Layers] = Field({}, description="Architectures of your own, by name.")
-    roles: dict[Name, Role] = Field(
-        {"full": Role(classes=tuple(range(10)))}, min_length=1, description="Class subsets by role name."
-    )
-    seeds: Seeds = Field((0, 1, 2), min_length=1, description="One network per seed.")
-    epochs: PositiveInt = Field(40, description="Passes over the training split.")
-    batch_size: PositiveInt = Field(64, description="Images per step.")
-    learning_rate: PositiveFloat = Field(2e-3, description="Peak step size of Adam; decays to 0 by a cosine.")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="Decoupled weight decay.")
-
-    def layers_of(self, architecture: str) -> Layers:
-        """Layers of one of the study's architectures."""
-        return (ARCHITECTURES | self.layers)[architecture]
-
-    def seeds_of(self, role: str) -> tuple[int, ...]:
-        """Seeds of a role: its own, or those of the section."""
-        return self.roles[role].seeds or self.seeds
-
-    @model_validator(mode="after")
-    def _architectures_exist(self) -> Self:
-        for name in self.layers:
-            if name in ARCHITECTURES:
-                raise ValueError(f"layers.{name}: is built in as {ARCHITECTURES[name]!r}; give yours another name")
-        known = (*ARCHITECTURES, *self.layers)
-        for name in self.architectures:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean '{close[0]}'? " if close else ""
-                raise ValueError(f"architectures: '{name}' is not known; {hint}known: {', '.join(known)}")
-        return self
-
-
-class Activations(Section):
-    """What is captured from each network, and how it is stored."""
-
-    roles: Annotated[tuple[Name, ...], AfterValidator(each_once)] | None = Field(
-        None, min_length=1, description="Roles whose networks are captured and get SAEs and features; all if not given."
-    )
-
-    hook_points: Annotated[tuple[HookPoint, ...], AfterValidator(each_once)] = Field(
-        ("last.pre",),
-        min_length=1,
-        description="`<layer>.pre` or `<layer>.post`, before or after the nonlinearity. `first` and `last` name the "
-        "first and last hidden layer of any architecture; the layers' own names (`hidden1`, `conv1`, ...) work too.",
-    )
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Number type on disk.")
-    chunk_rows: PositiveInt = Field(16384, description="Activation vectors per chunk file.")
-    batch_size: PositiveInt = Field(2048, description="Images per forward pass of the capture.")
-    shards: PositiveInt = Field(
-        1,
-        description="Jobs that capture one set of networks, each its own part of every store. Chunks, and all that "
-        "is made from them, are the same for any number.",
-    )
-
-
-class Cards(Section):
-    """Which SAEs get one picture per feature."""
-
-    variants: tuple[Name, ...] = Field((), description="Variants by name; empty draws none.")
-    seeds: Seeds = Field((0,), description="Classifier seeds.")
-
-
-class Features(Section):
-    """What is worked out for each feature."""
-
-    top_examples: PositiveInt = Field(16, description="Highest activating images kept per feature.")
-    neighbours: PositiveInt = Field(5, description="Nearest decoder rows kept per feature.")
-    effect_examples: PositiveInt = Field(
-        256, description="Images per feature on which the causal logit effect is measured, at most."
-    )
-    pattern_examples: PositiveInt = Field(
-        64, description="Images per feature, at most, over which its gradient is averaged and its patterns are tested."
-    )
-    keep_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="Share of the pixels kept in the deletion test."
-    )
-    cards: Cards = Field(Cards(), description="One picture per feature, for these SAEs.")
 
 
 class Tolerances(Section):

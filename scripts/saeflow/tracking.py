@@ -5,7 +5,7 @@ It is no key of the study: who watches changes no byte of a result and asks for 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,12 +98,7 @@ def followed(folder: Path, environment: Mapping[str, str] = os.environ) -> Itera
             _open.pop().close()
 
 
-def active() -> bool:
-    """Whether anybody watches: numbers on a GPU need not be fetched if not."""
-    return bool(_open)
-
-
-def scalars(training: str, step: int, values: Mapping[str, Any]) -> None:
+def scalars(training: str, step: int, values: Mapping[str, float]) -> None:
     """Give every open tracker a point of each curve.
 
     Arguments:
@@ -113,3 +108,18 @@ def scalars(training: str, step: int, values: Mapping[str, Any]) -> None:
     """
     for tracker in _open:
         tracker.scalars(training, step, values)
+
+
+def stacked(trainings: Iterable[str], step: int, columns: Sequence[str], line: Any) -> None:
+    """Give every open tracker a point of each curve of trainings that run as one stack.
+
+    Arguments:
+        trainings: their names.
+        step: as `scalars` takes it.
+        columns: names of the curves.
+        line: tensor of their values, on any device; it is fetched only if somebody watches.  Shape [columns, m].
+    """
+    if not _open:
+        return
+    for training, values in zip(trainings, line.T.tolist(), strict=True):
+        scalars(training, step, dict(zip(columns, values, strict=True)))

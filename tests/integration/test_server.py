@@ -1,7 +1,6 @@
 """`saeflow serve` as its users run it: a process that answers over HTTP what the command line prints."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import extra_packages
 import pytest
 from language_features import write_study
 
@@ -31,14 +31,9 @@ def results(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """Of a process that finds the extra's packages beside those of this environment."""
-    extra = tmp_path_factory.mktemp("extra")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", extra]
-    installed = subprocess.run([*pip, "-r", ROOT / "envs/serve.lock"], capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"envs/serve.lock cannot be installed here: {installed.stderr.strip().splitlines()[-1]}")
-    own = {name: value for name, value in os.environ.items() if name != "SAEFLOW_CATALOG_URL"}
-    return own | {"PYTHONPATH": os.pathsep.join([str(extra), str(ROOT / "scripts")])}
+    return extra_packages.environment(
+        extra_packages.install("serve", tmp_path_factory.mktemp("extra")), without="SAEFLOW_CATALOG_URL"
+    )
 
 
 Ask = Callable[..., tuple[int, str]]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import extra_packages
 import pytest
 import slurm_cluster
 import yaml
@@ -81,11 +82,7 @@ def on_slurm(*arguments: str) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes, with the executor plugin on the search path of this module's Snakemakes and of their jobs."""
-    plugin = tmp_path_factory.mktemp("plugin")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", plugin]
-    installed = subprocess.run([*pip, "-r", ROOT / "envs/slurm.lock"], capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"envs/slurm.lock cannot be installed here: {installed.stderr.strip().splitlines()[-1]}")
+    plugin = extra_packages.install("slurm", tmp_path_factory.mktemp("plugin"))
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as undo:
         patch.setenv("PYTHONPATH", str(plugin))
         # The value of a parent is not a value of the study.

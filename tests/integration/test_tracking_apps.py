@@ -1,11 +1,11 @@
 """What TensorBoard and Weights & Biases make of the curves of a training: both real, without a network."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import extra_packages
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +38,9 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """Of a process that finds the extra's packages beside those of this environment."""
-    extra = tmp_path_factory.mktemp("extra")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", extra]
-    installed = subprocess.run([*pip, "-r", ROOT / "envs/tracking.lock"], capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"envs/tracking.lock cannot be installed here: {installed.stderr.strip().splitlines()[-1]}")
-    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return own | {"PYTHONPATH": os.pathsep.join([str(extra), str(ROOT / "scripts")])}
+    return extra_packages.environment(
+        extra_packages.install("tracking", tmp_path_factory.mktemp("extra")), without="WANDB_"
+    )
 
 
 def followed_by(tracker: str, folder: Path, environment: dict[str, str]) -> dict[str, dict[str, list[float]]]:

@@ -249,6 +249,29 @@ def test_gradients_of_a_batch_in_parts_are_the_mean_of_those_of_the_parts(varian
     assert in_parts.fired.equal(torch.stack([part.fired for part in apart]).any(0))
 
 
+@pytest.mark.parametrize("dense", [False, True], ids=["sparse", "dense"])
+@pytest.mark.parametrize("variant", SPECS)
+def test_dead_latents_get_the_mean_of_what_they_get_from_the_parts_of_a_batch(variant, dense):
+    specs, x = SPECS[variant], batch(m=2)
+    dead = torch.zeros(2, D_SAE, dtype=torch.bool)
+    dead[0, 2:20] = True
+    dead[1, [1, 7, 30]] = True
+
+    def gradients(parts):
+        parameters = parameters_of(specs)
+        parameters[objective_of(specs[0]).bias][dead] = -50.0
+        found = DeadLatents(dead, D_IN // 2, torch.tensor([s.auxk_coefficient for s in specs], dtype=torch.float64))
+        objective = objective_of(specs[0])(specs, parameters)
+        return (objective.gradients(part, dense=dense, dead=found) for part in parts)
+
+    in_parts = mean_of(gradients(x.chunk(3, dim=1)))
+    apart = [next(gradients([part])) for part in x.chunk(3, dim=1)]
+    for name, gradient in in_parts.matrices.items():
+        rows = gradient.block(0, 2 * D_SAE)
+        assert (rows[dead.flatten()].norm(dim=1) > 0).all()
+        torch.testing.assert_close(rows, sum(part.matrices[name].block(0, 2 * D_SAE) for part in apart) / 3)
+
+
 @pytest.mark.parametrize("variant", ["relu", "topk", "jumprelu", "gated"])
 def test_parts_change_nothing_where_rows_do_not_see_one_another(variant):
     specs, x = SPECS[variant], batch(m=2)

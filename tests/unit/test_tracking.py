@@ -73,7 +73,6 @@ def test_a_job_opens_the_trackers_that_the_environment_names(recorders, tmp_path
     monkeypatch.setenv(tracking.VARIABLE, "recorder")
 
     def main():
-        assert tracking.active()
         tracking.scalars("a", 3, {"loss": 0.5})
         raise KeyError("stop")
 
@@ -82,12 +81,12 @@ def test_a_job_opens_the_trackers_that_the_environment_names(recorders, tmp_path
     assert recorders[0].folder == tmp_path / "job.curves"
     assert recorders[0].points == [("a", 3, {"loss": 0.5})]
     assert recorders[0].closed
-    assert not tracking.active()
+    assert not tracking._open
 
 
 def test_nobody_watches_by_default(tmp_path):
     with tracking.followed(tmp_path, {}):
-        assert not tracking.active()
+        assert not tracking._open
         tracking.scalars("a", 0, {"loss": torch.nan})
     assert not list(tmp_path.iterdir())
 

@@ -210,15 +210,15 @@ def _measure(
         costs[key] = costs.get(key) or _added_cost(item, test.images.shape[-2:])
         measures += (names | values | costs[key] for values in _measured(item, raw, bench))
         if item.last:
-            found = hits.setdefault(tuple(item.identity.items()), {})
-            for name, hit in metrics.outcomes(shifted(raw, item.shifts), test.labels, materials.task).items():
+            variant, final = tuple(item.identity.items()), shifted(raw, item.shifts)
+            found = hits.setdefault(variant, {})
+            for name, hit in metrics.outcomes(final, test.labels, materials.task).items():
                 found.setdefault(name, []).append(hit.float())
-        if item.last and not item.control:
-            curve += (names | values for values in _curve(item, raw, bench))
-            key = tuple(item.identity.items())
-            of_variant = answers.setdefault(key, Answers(test.labels, raw.shape[-1], materials.task))
-            alone = materials.forward(item.target, test.images, "logits")
-            of_variant.add(alone.argmax(-1), shifted(raw, item.shifts).argmax(-1))
+            if not item.control:
+                curve += (names | values for values in _curve(item, raw, bench))
+                counted = answers.setdefault(variant, Answers(test.labels, raw.shape[-1], materials.task))
+                alone = materials.forward(item.target, test.images, "logits")
+                counted.add(alone.argmax(-1), final.argmax(-1))
         if (i + 1) % 100 == 0:
             log.info("measured %d of %d", i + 1, len(ready))
     intervals = _intervals(hits, materials)

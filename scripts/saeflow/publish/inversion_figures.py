@@ -14,6 +14,7 @@ METHODS = {
     "epo": "EPO",
     "soft": "soft",
 }
+_SHADED = ("dataset", "gcg", "epo")
 
 
 def selection(table: pd.DataFrame) -> plt.Figure:
@@ -151,13 +152,11 @@ def heatmaps(texts: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-_SHADED = ("dataset", "gcg", "epo")
-
-
 def _fitting(token: str, most: int) -> str:
     """A token as it fits its cell, without signs that matplotlib reads as formulas."""
-    token = token.replace("\n", "↵").replace("$", r"\$")
-    return token if len(token) <= most else f"{token[: most - 1]}…"
+    token = token.replace("\n", "↵")
+    short = token if len(token) <= most else f"{token[: most - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def explanations(table: pd.DataFrame) -> plt.Figure:

@@ -195,18 +195,10 @@ class Trainer:
         gradients = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(names, found, strict=True)}
         if self.done % self.schedule.record_every == 0:
             self.records.append((self.done, torch.stack([loss, *terms]).detach()))
-            self._track()
+            names = (f"{member.name}, seed {member.seed}" for member in self.members)
+            tracking.stacked(names, self.done, self.COLUMNS, self.records[-1][1])
         self._update(gradients)
         self.done += 1
-
-    def _track(self) -> None:
-        """Show the last line of the curves to those who watch."""
-        if not tracking.active():
-            return
-        step, line = self.records[-1]
-        for member, values in zip(self.members, line.T.tolist(), strict=True):
-            name = f"{member.name}, seed {member.seed}"
-            tracking.scalars(name, step, dict(zip(self.COLUMNS, values, strict=True)))
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, Tensor]) -> None:

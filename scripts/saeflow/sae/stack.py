@@ -131,7 +131,8 @@ class Stack:
         gradients = self._gradients(x, step, measure=record or (refresh and self.objective.has_penalty))
         if record:
             self.records.append((step, self._line(gradients, x)))
-            self._track()
+            names = (member.name for member in self.members)
+            tracking.stacked(names, step, self.COLUMNS, self.records[-1][1])
         centered = x - self.objective.parameters["b_dec"][:, None] if self._resamples_at(step) else None
         self.optimizer.step(gradients, learning_rate(self.training, step))
         self.counter.update(gradients.fired, x.shape[1])
@@ -158,8 +159,8 @@ class Stack:
             self.objective.release()
             torch.cuda.empty_cache()
             log.warning(
-                "%s: out of memory at step %d; batches of %d in %d parts from here on. `training.accumulate: %d` does "
-                "so from the start, and gives the same bytes on a larger card",
+                "%s: out of memory at step %d; batches of %d in %d parts from here on. With `training.accumulate: %d` "
+                "they are so from the start, and the bytes do not depend on the card's memory",
                 self.members[0].name,
                 step,
                 x.shape[1],
@@ -228,14 +229,6 @@ class Stack:
         loss = sum(gradients.terms.values())
         dead = self.counter.dead.to(error.dtype).mean(1)
         return torch.stack([loss, error / x.shape[1], 1 - error / variance, gradients.l0, dead])
-
-    def _track(self) -> None:
-        """Show the last line of the curves to those who watch."""
-        if not tracking.active():
-            return
-        step, line = self.records[-1]
-        for member, values in zip(self.members, line.T.tolist(), strict=True):
-            tracking.scalars(member.name, step, dict(zip(self.COLUMNS, values, strict=True)))
 
     def curves(self, i: int) -> dict[str, list[float]]:
         """Curves of one member: `step` and COLUMNS."""

@@ -1,7 +1,7 @@
 """What is reported of found text: of the text that a user can paste, tokenised again, not of the ids found."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -76,10 +76,11 @@ def measure(
 
 def profiles(objective: Objective, sequences: Sequence[Sequence[int]], features: Sequence[int]) -> list[list[float]]:
     """Pre-activation of each sequence's feature at each of its tokens."""
-    return [
-        objective.profiles(torch.tensor([list(ids)]), torch.tensor([feature]))[0].tolist() if len(ids) else []
-        for ids, feature in zip(sequences, features, strict=True)
-    ]
+    found: list[list[float]] = [[] for _ in sequences]
+    for rows, tokens, own in _by_length(sequences, features):
+        for i, values in zip(rows, objective.profiles(tokens, own).tolist(), strict=True):
+            found[i] = values
+    return found
 
 
 def score_lists(
@@ -87,15 +88,22 @@ def score_lists(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Scores and cross-entropies of sequences of any lengths; -inf and NaN for an empty one."""
     scores, losses = torch.full((len(sequences),), -torch.inf), torch.full((len(sequences),), torch.nan)
+    for rows, tokens, own in _by_length(sequences, features):
+        scores[rows], losses[rows] = objective.scores_and_losses(tokens, own)
+    return scores, losses
+
+
+def _by_length(
+    sequences: Sequence[Sequence[int]], features: Sequence[int]
+) -> Iterator[tuple[list[int], Int[Tensor, "k length"], Int[Tensor, " k"]]]:
+    """Numbers, tokens and features of the sequences of each length but 0."""
     by_length = defaultdict(list)
     for i, ids in enumerate(sequences):
         by_length[len(ids)].append(i)
     for length, rows in sorted(by_length.items()):
         if length:
             tokens = torch.tensor([list(sequences[i]) for i in rows])
-            own = torch.tensor([features[i] for i in rows])
-            scores[rows], losses[rows] = objective.scores_and_losses(tokens, own)
-    return scores, losses
+            yield rows, tokens, torch.tensor([features[i] for i in rows])
 
 
 def diversity(sequences: Int[Tensor, "n length"], scores: Float[Tensor, " n"], within: float = 0.9) -> float | None:

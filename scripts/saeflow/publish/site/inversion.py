@@ -1,6 +1,7 @@
 """What the page of inversion shows: the map of an SAE's features, the texts that were found, explanations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,3 +22,11 @@ def shown(tables: Mapping[str, pd.DataFrame], by: str) -> dict[str, pd.DataFrame
     found = {"map": selection[["feature", "density", "role", *names]].rename(columns=names)}
     kept = {"texts": TEXT_COLUMNS, "fronts": FRONT_COLUMNS, "explanations": EXPLANATION_COLUMNS}
     return found | {name: tables[name][columns] for name, columns in kept.items() if name in tables}
+
+
+def read(paths: Iterable[Path]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Tables of each SAE by its name, `<model>/<hook point>/<variant>`: the folders that they lie in."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in paths:
+        found.setdefault("/".join(path.parts[-4:-1]), {})[path.stem] = pd.read_parquet(path)
+    return found
