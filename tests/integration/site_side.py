@@ -57,6 +57,16 @@ def explore(page: Page, site: str) -> dict:
     return seen
 
 
+def printed(page: Page, site: str) -> dict:
+    """The paper's colour, of a page that is dark on the screen, and the screen's after it was printed."""
+    page.goto(f"{site}/index.html")
+    page.wait_for_function("'ready' in document.documentElement.dataset")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    page.evaluate(f"addEventListener('beforeprint', () => {{ window.paper = {colour}; }})")
+    page.pdf(path=SHOTS / "printed.pdf", format="A4")
+    return {"paper": page.evaluate("window.paper"), "screen": page.evaluate(colour)}
+
+
 SITE, SEEN, *FEATURES = sys.argv[1:]
 SHOTS = Path(SEEN).parent
 with sync_playwright() as playwright:
@@ -76,5 +86,6 @@ with sync_playwright() as playwright:
             for name in [*names, *(f"feature.html#{feature}" for feature in FEATURES)]:
                 result[f"{name} {size} {theme}"] = look(page, f"file://{SITE}/{name}", complaints)
     result["explorer"] = explore(page, f"file://{SITE}")
+    result["printed"] = printed(page, f"file://{SITE}")
     browser.close()
 Path(SEEN).write_text(json.dumps(result))

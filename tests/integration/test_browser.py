@@ -94,12 +94,16 @@ def seen(playwright, site) -> dict:
 
 
 def test_every_page_loads_from_disk_without_a_complaint_and_fits_phones(seen):
-    looked_at = {name: page for name, page in seen.items() if name != "explorer"}
+    looked_at = {name: page for name, page in seen.items() if name not in ("explorer", "printed")}
     assert len(looked_at) == 9 * 2 * 2
     for name, page in looked_at.items():
         assert page["complaints"] == [], name
         assert page["overflow"] <= 0, name
         assert page["axe"] == [], name
+
+
+def test_a_dark_page_is_printed_light_and_dark_again_behind_it(seen):
+    assert seen["printed"] == {"paper": "rgb(255, 255, 255)", "screen": "rgb(20, 22, 26)"}
 
 
 def test_a_deep_link_opens_its_feature(seen):

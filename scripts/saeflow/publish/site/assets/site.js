@@ -104,12 +104,16 @@ window.saeflow = (() => {
   }
   const stored = () => { try { return localStorage.getItem("saeflow-theme"); } catch { return null; } };
   setTheme(stored() || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+  // Paper is light, plots too.
+  let onScreen = null;
+  const show = (theme) => { setTheme(theme); dispatchEvent(new Event("saeflow-theme")); };
+  addEventListener("beforeprint", () => { onScreen = document.documentElement.dataset.theme; show("light"); });
+  addEventListener("afterprint", () => show(onScreen));
   addEventListener("DOMContentLoaded", () => {
     setTheme(document.documentElement.dataset.theme);
     document.getElementById("theme").addEventListener("click", () => {
-      setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+      show(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
       try { localStorage.setItem("saeflow-theme", document.documentElement.dataset.theme); } catch { /* not kept */ }
-      dispatchEvent(new Event("saeflow-theme"));
     });
   });
 
