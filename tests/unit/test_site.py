@@ -50,7 +50,7 @@ def test_the_index_has_the_numbers_of_the_table(folder):
     index = data.read(folder / listed["saes"][1]["name"] / "index.js")
     columns = {"density": "test_activation_rate", "max": "max_active", "score": "auroc"}
     for ours, theirs in columns.items():
-        np.testing.assert_allclose(np.array(index[ours], float), table[theirs], rtol=1e-4)
+        np.testing.assert_allclose(np.array(index[ours], float), table[theirs], rtol=5e-4)
     assert index["says"] == table["hypothesis"].tolist()
     assert np.flatnonzero(index["dead"]).tolist() == [5]
 
@@ -60,9 +60,9 @@ def test_a_page_has_its_feature_and_the_images_that_it_shows(folder):
     chunk = data.read(folder / sae.name / f"{149 // features.CHUNK}.js")
     page = chunk["features"][149 % features.CHUNK]
     assert page["says"] == sae.table.hypothesis[149]
-    np.testing.assert_allclose(page["facts"][chunk["facts"].index("auroc")], sae.table.auroc[149], rtol=1e-4)
+    np.testing.assert_allclose(page["facts"][chunk["facts"].index("auroc")], sae.table.auroc[149], rtol=5e-4)
     images = data.read(folder / "images" / "0.js")
-    np.testing.assert_allclose(page["addition"], sae.arrays["addition"][149], rtol=1e-4)
+    np.testing.assert_allclose(page["addition"], sae.arrays["addition"][149], rtol=5e-4)
     for image, _ in page["top"]:
         packed, label = images[str(image)]
         pixels = np.frombuffer(base64.b64decode(packed), np.uint8)
@@ -98,7 +98,7 @@ def test_a_feature_of_text_shows_what_concept_tests_and_inversion_found(folder):
 def test_a_feature_of_text_is_told_by_the_tokens_that_carry_it_and_shown_in_its_contexts(folder):
     sae = text_features(70)
     index = data.read(folder / sae.name / "index.js")
-    np.testing.assert_allclose(index["density"], sae.table.density, rtol=1e-4)
+    np.testing.assert_allclose(index["density"], sae.table.density, rtol=5e-4)
     assert index["says"][5] == "fires on no text"
     chunk = data.read(folder / sae.name / "1.js")
     page = chunk["features"][69 - features.CHUNK]
@@ -107,7 +107,7 @@ def test_a_feature_of_text_is_told_by_the_tokens_that_carry_it_and_shown_in_its_
     own = sae.contexts[sae.contexts.feature == 69]
     assert [one["tokens"] for one in page["top"]] == [list(tokens) for tokens in own.tokens]
     for shown, values in zip(page["top"], own.activations, strict=True):
-        np.testing.assert_allclose(shown["values"], values, rtol=1e-4)
+        np.testing.assert_allclose(shown["values"], values, rtol=5e-4)
     carried: dict[str, float] = {}
     for tokens, values in zip(own.tokens, own.activations, strict=True):
         for token, value in zip(tokens, values, strict=True):

@@ -18,6 +18,8 @@ TOP = 12
 """Examples of one page, at most."""
 IMAGES = 64
 """Images of one file of images."""
+DIGITS = 4
+"""Significant digits of floats, one more than pages show: these files are most of a site."""
 IDENTITY = ["architecture", "role", "hook_point", "seed", "variant", "sae_seed"]
 FACTS = [
     *("activation_rate", "test_activation_rate", "mean_active", "max_active", "label", "label_share"),
@@ -126,9 +128,9 @@ def write(saes: Sequence[Features], folder: Path, images: ImageSplit | None = No
     listed = [{"name": sae.name, "n": len(sae), "kind": sae.kind} for sae in saes]
     data.write(folder / "index.js", "features", {"chunk": CHUNK, "images": IMAGES, "saes": listed})
     for sae in saes:
-        data.write(folder / sae.name / "index.js", f"features/{sae.name}", sae.index())
+        data.write(folder / sae.name / "index.js", f"features/{sae.name}", sae.index(), DIGITS)
         for k, chunk in enumerate(sae.pages()):
-            data.write(folder / sae.name / f"{k}.js", f"features/{sae.name}/{k}", chunk)
+            data.write(folder / sae.name / f"{k}.js", f"features/{sae.name}/{k}", chunk, DIGITS)
     if shown := [sae.shown for sae in saes if isinstance(sae, ImageFeatures)]:
         numbers = np.unique(np.concatenate(shown))
         for k in np.unique(numbers // IMAGES).tolist():
