@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -57,11 +58,17 @@ def gpus(device: str) -> list[str]:
 
 
 def write(rule: str, threads: int, device: str, started: datetime) -> None:
-    """Log the record of a job that ends now.  Memory is in MiB; neither host nor user is named."""
+    """Log the record of a job that ends now.  Memory is in MiB; neither host nor user is named.
+
+    CPU time is the job's own count: Snakemake looks at a job every 30 seconds, and its benchmark files lack what was
+    used since it last looked.
+    """
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     record = {
         "rule": rule,
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in used), 2),
         "threads": threads,
         "processor": processor(),
         "processors": os.cpu_count(),
@@ -74,14 +81,20 @@ def write(rule: str, threads: int, device: str, started: datetime) -> None:
     log.info("ran %s", json.dumps(record, sort_keys=True))
 
 
+def of(log: Path) -> dict[str, Any] | None:
+    """Record of the job whose log this is; None where it has none, or is gone."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    found = [line.partition(_MARK)[2] for line in lines if _MARK in line]
+    return json.loads(found[-1]) if found else None
+
+
 def read(logs: Path) -> list[dict[str, Any]]:
     """Records of all jobs whose logs lie below a folder, in the order in which the jobs ended.
 
     Raises:
         ValueError: none of the logs has one.
     """
-    lines = (line for path in sorted(logs.rglob("*.log")) for line in path.read_text().splitlines())
-    records = [json.loads(line.partition(_MARK)[2]) for line in lines if _MARK in line]
+    records = [found for path in sorted(logs.rglob("*.log")) if (found := of(path))]
     if not records:
         raise ValueError(f"{logs}: no job's log says when and where it ran; build the study with this version first")
     return sorted(records, key=lambda record: (record["ended"], record["rule"]))

@@ -28,6 +28,9 @@ def test_the_records_of_jobs_are_read_from_their_logs(tmp_path, monkeypatch):
     log_of(tmp_path / "train", "train_saes", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     (tmp_path / "failed.log").write_text("Traceback\n")
     (job,) = record.read(tmp_path)
+    assert job == record.of(tmp_path / "train/train_saes.log")
+    assert record.of(tmp_path / "failed.log") is record.of(tmp_path / "gone.log") is None
+    assert job["cpu_seconds"] > 0
     assert (job["rule"], job["started"], job["threads"]) == ("train_saes", "2026-01-02T03:04:05+00:00", 2)
     assert datetime.fromisoformat(job["ended"]) <= datetime.now(UTC)
     assert job["container"] == "/images/saeflow.sif"

@@ -302,7 +302,12 @@ def test_jobs_are_read_from_what_snakemake_keeps(tmp_path, monkeypatch):
 
     keep("results/s/data.npz", "make", ["scripts/a.py"], "results/s/logs/make.log", 0, 2)
     keep("results/s/model", "train", ["results/s/data.npz"], "results/s/logs/train/x.log", 2, 7)
+    (results / "logs/train").mkdir(parents=True)
+    (results / "benchmarks/train").mkdir()
+    (results / "benchmarks/train/x.jsonl").write_text('{"cpu_time": 1.0, "max_rss": 90}\n')
+    (results / "logs/train/x.log").write_text('INFO saeflow.record: ran {"cpu_seconds": 4.5}\n')
     keep("results/other/model", "train", [], "results/other/logs/train.log", 0, 1)
     first, second = run.read_jobs(results.relative_to(tmp_path), metadata)
     assert (first.rule, first.seconds, first.cpu_seconds, first.memory_mib) == ("make", 2, 1.5, 0)
     assert (second.name, second.reads, second.input_mb) == ("train/x", [0], 2.0)
+    assert (second.cpu_seconds, second.memory_mib) == (4.5, 90)  # a job counts its own to the end

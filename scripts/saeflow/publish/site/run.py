@@ -87,12 +87,13 @@ def _job(results: Path, log: str, known: Mapping[str, Any], makers: Mapping[str,
     made = [name for name in known["input"] if name in makers]
     benchmark = results / "benchmarks" / inside.with_suffix(".jsonl")
     cost = json.loads(benchmark.read_text()) if benchmark.is_file() else {}
+    own = record.of(Path(log)) or {}  # written by the scripts of the workflow, not by other programs
     return Job(
         rule=known["rule"],
         name=inside.with_suffix("").as_posix(),
         # A job that was only touched since, or had its record of the benchmark lost, has one of the two.
         seconds=_number(cost.get("s")) or known["endtime"] - known["starttime"],
-        cpu_seconds=_number(cost.get("cpu_time")),
+        cpu_seconds=_number(own.get("cpu_seconds", cost.get("cpu_time"))),
         memory_mib=_number(cost.get("max_rss")),
         reads=sorted({makers[name] for name in made}),
         input_mb=sum(_size(Path(name)) for name in made) / 1e6,
