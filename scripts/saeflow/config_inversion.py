@@ -51,7 +51,9 @@ class Clustering(Section):
 class Optimization(Section):
     """How inputs are searched for."""
 
-    length: PositiveInt = Field(16, description="Tokens of a found text.")
+    length: PositiveInt = Field(
+        16, description="Tokens of a found text, at most: fewer for features that fire at the start of a text alone."
+    )
     position: Literal["last", "any"] | NonNegativeInt = Field(
         "last", description="Where the feature is to fire: last token, any, or a place counted from 0."
     )
@@ -59,11 +61,11 @@ class Optimization(Section):
     evaluations: PositiveInt = Field(
         10_000, description="Forward passes per feature and method, at most; a backward pass counts as two."
     )
-    width: PositiveInt = Field(256, description="Candidates per feature and iteration.")
+    width: PositiveInt = Field(16, description="Candidates per iteration of a restart of GCG or a member of EPO.")
     top_k: PositiveInt = Field(128, description="Tokens per place that a gradient proposes.")
     population: PositiveInt = Field(8, description="Members of EPO's population, each with its weight of fluency.")
     epo_start: Literal["dataset", "gcg"] = Field(
-        "dataset",
+        "gcg",
         description="What EPO starts from; from GCG's texts it cannot end below them, and what GCG spent is added.",
     )
     soft_steps: PositiveInt = Field(50, description="Steps of soft prompts, at most.")
@@ -76,8 +78,6 @@ class Optimization(Section):
     def _position_fits(self) -> Self:
         if isinstance(self.position, int) and self.position >= self.length:
             raise ValueError(f"position: {self.position} is outside a text of {self.length} tokens")
-        if self.population > self.width:
-            raise ValueError(f"population: {self.population} exceeds width {self.width}")
         return self
 
 

@@ -72,6 +72,10 @@ def first_features(objective, n):
     return Objective(objective.model, objective.name, objective.hook, readout, objective.start)
 
 
+def no_windows(starts):
+    return [baselines.aligned([], starts.shape[-1])] * len(starts)
+
+
 def random_starts(vocabulary, n_features, restarts, length):
     return baselines.dataset_starts([[]] * n_features, vocabulary, restarts, length, seed=0)
 
@@ -79,7 +83,7 @@ def random_starts(vocabulary, n_features, restarts, length):
 def test_planted_features_are_found(planted):
     objective, vocabulary, maximisers, highest = planted
     starts = random_starts(vocabulary, N_PLANTED, 4, LENGTH)
-    found = gcg.search(objective, vocabulary, starts, gcg.GCGSettings(evaluations=3000, width=128), seed=0)
+    found = gcg.search(objective, vocabulary, starts, no_windows(starts), gcg.GCGSettings(evaluations=3000), seed=0)
     assert (found.best == maximisers).all(1).sum() >= 19
     assert (found.scores.amax(1) <= highest + 1e-3).all()
     assert (found.spent <= 3000).all()
@@ -94,18 +98,18 @@ def test_random_search_of_the_same_budget_does_not_find_them(planted):
 
 def test_a_search_gives_the_same_again_and_one_feature_does_not_depend_on_the_next(planted):
     objective, vocabulary, *_ = planted
-    starts, spec = random_starts(vocabulary, N_PLANTED, 2, LENGTH), gcg.GCGSettings(evaluations=600, width=64)
-    a, b = (gcg.search(objective, vocabulary, starts, spec, seed=3) for _ in range(2))
+    starts, spec = random_starts(vocabulary, N_PLANTED, 2, LENGTH), gcg.GCGSettings(evaluations=600)
+    a, b = (gcg.search(objective, vocabulary, starts, no_windows(starts), spec, seed=3) for _ in range(2))
     assert torch.equal(a.tokens, b.tokens)
     assert a.curve == b.curve
-    alone = gcg.search(first_features(objective, 3), vocabulary, starts[:3], spec, seed=3)
+    alone = gcg.search(first_features(objective, 3), vocabulary, starts[:3], no_windows(starts)[:3], spec, seed=3)
     assert torch.equal(alone.tokens, a.tokens[:3])
 
 
 def test_a_search_that_finds_nothing_new_stops_early(planted):
     objective, vocabulary, maximisers, _ = planted
-    spec = gcg.GCGSettings(evaluations=50_000, width=64, stop_after=2, patience=2)
-    found = gcg.search(objective, vocabulary, maximisers[:, None], spec, seed=0)
+    spec = gcg.GCGSettings(evaluations=50_000, stop_after=2, patience=2)
+    found = gcg.search(objective, vocabulary, maximisers[:, None], no_windows(maximisers), spec, seed=0)
     assert torch.equal(found.best, maximisers)
     assert (found.spent < 5000).all()
 
@@ -118,7 +122,7 @@ def test_the_cost_is_what_went_through_the_model(planted):
     )
     objective.cost.forward = objective.cost.backward = 0
     starts = random_starts(vocabulary, N_PLANTED, 3, LENGTH)
-    found = gcg.search(objective, vocabulary, starts, gcg.GCGSettings(evaluations=500, width=60), seed=0)
+    found = gcg.search(objective, vocabulary, starts, no_windows(starts), gcg.GCGSettings(evaluations=500), seed=0)
     handle.remove()
     assert sum(passed) == objective.cost.forward
     assert objective.cost.evaluations == objective.cost.forward + BACKWARD * objective.cost.backward
@@ -183,7 +187,9 @@ def test_a_front_holds_what_nothing_beats():
 def test_epo_reaches_the_planted_maximum_and_text_that_is_more_likely(planted):
     _, vocabulary, _, highest = planted
     objective, starts = first_features(planted[0], 4), random_starts(vocabulary, 4, 8, LENGTH)
-    found = epo.evolve(objective, vocabulary, starts, highest[:4], epo.EPOSettings(evaluations=4000), seed=0)
+    found = epo.evolve(
+        objective, vocabulary, starts, no_windows(starts), highest[:4], epo.EPOSettings(evaluations=4000), seed=0
+    )
     assert (found.spent <= 4000).all()
     for i, points in enumerate(found.fronts):
         assert points.scores[-1] > 0.9 * highest[i]
@@ -206,7 +212,7 @@ def test_on_any_architecture_the_best_pair_of_tokens_is_found(tmp_path, architec
     everything = torch.tensor(list(itertools.product(vocabulary.ids.tolist(), repeat=2)))
     highest = objective.all_scores(everything).amax(0)
     starts = random_starts(vocabulary, 2, 2, 2)
-    found = gcg.search(objective, vocabulary, starts, gcg.GCGSettings(evaluations=1500, width=32), seed=0)
+    found = gcg.search(objective, vocabulary, starts, no_windows(starts), gcg.GCGSettings(evaluations=1500), seed=0)
     torch.testing.assert_close(found.scores.amax(1), highest, rtol=1e-4, atol=1e-4)
 
 
@@ -292,14 +298,92 @@ def test_robustness_tells_how_much_is_left_behind_other_text(planted):
     torch.testing.assert_close(got, scores, rtol=1e-4, atol=1e-4)
 
 
-def test_neighbours_change_one_or_two_tokens_or_move_one():
-    tokens, promising = torch.arange(8), torch.full((8, 1), 99)
-    found = candidates.neighbours(tokens, promising, torch.tensor([50]), 400, torch.Generator().manual_seed(0))
-    changed = (found != tokens).sum(1)
-    assert changed[:200].max() == 2
-    assert set(found[:200][found[:200] != tokens[None]].tolist()) == {99}
-    assert (found[200:] == 50).any(1).all()
-    assert len(candidates.distinct(found, tokens)) < 400
+@pytest.fixture
+def drawn():
+    """Neighbours of two rows: tokens that promise much are 90 to 97, those of the data 80 to 87, any others 50."""
+    tokens = torch.arange(8).expand(2, 8)
+    promising = (90 + torch.arange(8))[None, :, None].expand(2, 8, 1)
+    windows = (80 + torch.arange(8))[None].clone()
+    windows[0, :3] = candidates.NONE
+    generator = torch.Generator().manual_seed(0)
+    return tokens, candidates.neighbours(tokens, promising, windows, torch.tensor([50]), 2000, generator)
+
+
+def test_neighbours_change_one_or_two_tokens_or_move_one(drawn):
+    tokens, found = drawn
+    moved = (found.sort(-1).values == torch.arange(8)).all(-1)
+    changed = (found != tokens[:, None]).sum(-1)
+    assert set(changed[~moved].tolist()) == {1, 2}
+    assert 0.02 < moved.double().mean() < 0.06
+
+
+def test_neighbours_put_tokens_of_a_gradient_and_of_the_data_where_they_belong(drawn):
+    tokens, found = drawn
+    new = found[(found != tokens[:, None]) & (found >= 50)]
+    place = torch.arange(8).expand_as(found)[(found != tokens[:, None]) & (found >= 50)]
+    guided, data = new >= 90, (new >= 80) & (new < 90)
+    assert (new[guided] == 90 + place[guided]).all()
+    assert (new[data] == 80 + place[data]).all()
+    assert place[data].min() == 3  # where a window has no token, any is put
+    assert 0.45 < guided.double().mean() < 0.55
+    assert 0.11 < data.double().mean() < 0.20
+
+
+def test_improvements_at_distinct_places_are_put_together_the_best_first():
+    current = torch.zeros(5, dtype=torch.long)
+    better = torch.tensor([[1, 0, 0, 0, 0], [2, 3, 0, 0, 0], [0, 4, 0, 0, 0], [0, 0, 5, 0, 0], [0, 0, 0, 6, 0]])
+    assert candidates.merged(current, better, 3).tolist() == [[1, 4, 0, 0, 0], [1, 4, 5, 0, 0]]
+    assert candidates.merged(current, better[:2], 3).shape == (0, 5)
+    assert candidates.merged(current, better[:0], 3).shape == (0, 5)
+
+
+def test_candidates_are_tried_once_and_never_what_there_is(words):
+    vocabulary = Vocabulary(words, len(words.tokenizer))
+    current = vocabulary.ids[:3].expand(2, 3)
+    one, two = current[0].clone(), current[0].clone()
+    one[0], two[1] = vocabulary.ids[5], vocabulary.ids[6]
+    drawn = torch.stack([torch.stack([current[0], one, one, two]), torch.stack([two, one, two, current[0]])])
+    kept, rows = candidates.distinct(drawn, current, vocabulary, 2)
+    assert kept.tolist() == [one.tolist(), two.tolist(), two.tolist(), one.tolist()]
+    assert rows.tolist() == [0, 0, 1, 1]
+    assert candidates.distinct(drawn, current, vocabulary, 1)[1].tolist() == [0, 1]
+
+
+class Beginnings(nn.Module):
+    """One state per place: 1 if the text has one token, else 0."""
+
+    def __init__(self, n_rows: int) -> None:
+        super().__init__()
+        self.embed, self.mixed, self.config = nn.Embedding(n_rows, 2), nn.Identity(), SimpleNamespace()
+        self.requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, input_ids=None, use_cache=False):
+        states = torch.full((*input_ids.shape, 2), float(input_ids.shape[1] == 1))
+        states[..., 1] = 1.0
+        return SimpleNamespace(logits=self.mixed(states) @ self.embed.weight.T)
+
+
+def test_a_feature_that_fires_at_the_start_of_a_text_gets_a_short_one(words):
+    vocabulary, model = Vocabulary(words, len(words.tokenizer)), Beginnings(len(words.tokenizer))
+    ids = vocabulary.ids.tolist()
+    readout = Readout(torch.eye(2), torch.zeros(2))
+    objective = Objective(model, "mixed", Hook(module="mixed"), readout, start=None)
+    windows = [[ids[:1], ids[:8]], [ids[:8], ids[2:4]]]
+    crops = baselines.best_crops(objective, vocabulary, windows, 8)
+    assert crops.lengths == [1, 8]
+    assert crops.best == [ids[:1], ids[:8]]
+    assert crops.spent.tolist() == [5, 6]
+    assert objective.cost.forward == 11
+    nothing = baselines.best_crops(objective, vocabulary, [[], []], 8)
+    assert (nothing.best, nothing.lengths) == ([[], []], [8, 8])
+
+
+def test_windows_end_at_the_end_of_a_text():
+    assert baselines.aligned([[1, 2, 3], [4]], 2).tolist() == [[2, 3], [candidates.NONE, 4]]
+    assert baselines.aligned([], 2).shape == (0, 2)
 
 
 def test_a_tokenizer_without_text_is_refused():

@@ -29,11 +29,10 @@ SPEC = Inversion.model_validate(
         "optimization": {
             "length": 4,
             "evaluations": 150,
-            "width": 24,
+            "width": 12,
             "restarts": 2,
             "soft_steps": 3,
             "population": 4,
-            "epo_start": "gcg",
         },
         "explanation": {"window": 6, "examples": 10, "quantiles": 2},
     }

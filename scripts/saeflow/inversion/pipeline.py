@@ -37,6 +37,8 @@ from saeflow.reproduce import child_seed
 from saeflow.sae import formats
 from saeflow.sae.architectures import SparseAutoencoder
 
+_WINDOWS = 64  # of the data set that a search of inputs starts from and takes tokens from, per feature
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -192,7 +194,7 @@ def optimize_feature(
     )
     vocabulary = Vocabulary(experiment.tokens, len(objective.embeddings))
     read = readings.read(experiment.sae, experiment.store("train"), features)
-    windows = [readings.best_windows(read, i, 4 * spec.restarts, spec.length) for i in range(len(features))]
+    windows = [readings.best_windows(read, i, _WINDOWS, spec.length) for i in range(len(features))]
     highest = torch.from_numpy(activity.highest[features].astype(np.float32))
     return comparison.compare(objective, vocabulary, windows, highest, features, spec, experiment.seed)
 

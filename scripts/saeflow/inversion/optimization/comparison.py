@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.config_inversion import Optimization
 from saeflow.inversion.optimization import baselines, epo, gcg, measures, soft
 from saeflow.inversion.optimization.objective import Objective
 from saeflow.inversion.optimization.vocabulary import Vocabulary
+from saeflow.reproduce import child_seed
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,51 @@ def compare(
         spec: section `inversion.optimization`.
         seed: root of the draws.
     """
+    began = time.perf_counter()
+    crops = baselines.best_crops(objective, vocabulary, windows, spec.length)
+    seconds = {"dataset": time.perf_counter() - began}
+    parts = []
+    for length in sorted(set(crops.lengths), reverse=True):
+        own = [i for i, chosen in enumerate(crops.lengths) if chosen == length]
+        log.info("texts of %d tokens: %d of %d features", length, len(own), len(names))
+        group = _Group(
+            objective.of(torch.tensor(own)),
+            vocabulary,
+            [windows[i] for i in own],
+            [crops.best[i] for i in own],
+            crops.spent[own],
+            highest[own],
+            [names[i] for i in own],
+            length,
+        )
+        part = _searched(group, spec, child_seed(seed, "length", length))
+        seconds = {name: seconds.get(name, 0.0) + part.seconds.get(name, 0.0) for name in seconds | part.seconds}
+        parts.append(part)
+    texts, fronts, curves = (
+        pd.concat([getattr(part, name) for part in parts], ignore_index=True) for name in ("texts", "fronts", "curves")
+    )
+    texts["robustness"] = _robustness(objective, vocabulary, texts, windows, names, spec)
+    seconds["model"] = objective.cost.seconds
+    return Found(texts, fronts, curves, seconds)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Features whose texts have one length: `compare` has the rest, `crops` is the best text of the data set."""
+
+    objective: Objective
+    vocabulary: Vocabulary
+    windows: list[list[list[int]]]
+    crops: list[list[int]]
+    crops_spent: Int[Tensor, " n_features"]
+    highest: Float[Tensor, " n_features"]
+    names: list[int]
+    length: int
+
+
+def _searched(group: _Group, spec: Optimization, seed: int) -> Found:
+    objective, vocabulary, highest, names = group.objective, group.vocabulary, group.highest, group.names
     n, numbers, seconds = len(names), torch.arange(len(names)), {}
-    starts = baselines.dataset_starts(windows, vocabulary, spec.restarts, spec.length, seed)
     began = time.perf_counter()
 
     def passed(method: str) -> None:
@@ -69,50 +113,41 @@ def compare(
         seconds[method], began = time.perf_counter() - began, time.perf_counter()
         log.info("%s: %d features, %.0f s", method, n, seconds[method])
 
+    starts = baselines.dataset_starts(group.windows, vocabulary, spec.restarts, group.length, seed)
+    data = [baselines.aligned(own, group.length) for own in group.windows]
     at_start = objective.scores(starts.flatten(0, 1), numbers.repeat_interleave(spec.restarts)).view(n, -1)
-    sequences = {"dataset": starts[numbers, at_start.argmax(1)]}
-    spent = {"dataset": torch.full((n,), spec.restarts)}
+    first = starts[numbers, at_start.argmax(1)].tolist()
+    sequences: dict[str, list[list[int]]] = {"dataset": [a or b for a, b in zip(group.crops, first, strict=True)]}
+    spent = {"dataset": group.crops_spent + spec.restarts}
     passed("dataset")
-    random = baselines.random_search(objective, vocabulary, spec.length, spec.evaluations, seed)
-    sequences["random"], spent["random"] = random.tokens, torch.full((n,), random.spent)
+    random = baselines.random_search(objective, vocabulary, group.length, spec.evaluations, seed)
+    sequences["random"], spent["random"] = random.tokens.tolist(), torch.full((n,), random.spent)
     passed("random")
     gentle = soft.SoftSettings(spec.soft_steps, spec.soft_rate, spec.soft_constraint)
     softly = soft.optimise(objective, starts, vocabulary.ids, gentle)
     best_soft = softly.embedded[numbers, softly.scores.argmax(1)]
-    sequences["soft_projected"] = soft.project(best_soft, objective.embeddings, vocabulary.ids)
+    sequences["soft_projected"] = soft.project(best_soft, objective.embeddings, vocabulary.ids).tolist()
     spent["soft_projected"] = torch.full((n,), 3 * len(softly.curve) * spec.restarts)
     passed("soft")
-    greedy = gcg.search(objective, vocabulary, starts, gcg.GCGSettings(spec.evaluations, spec.width, spec.top_k), seed)
-    sequences["gcg"], spent["gcg"] = greedy.best, greedy.spent
+    # What the choice of length and start cost is part of the budget.
+    left = spec.evaluations - int(spent["dataset"].max())
+    greedy = gcg.search(objective, vocabulary, starts, data, gcg.GCGSettings(left, spec.width, top_k=spec.top_k), seed)
+    sequences["gcg"], spent["gcg"] = greedy.best.tolist(), greedy.spent + spent["dataset"]
     passed("gcg")
     scales = torch.where(highest > 0, highest, at_start.abs().amax(1).clamp(min=1e-6))
-    evolving = epo.EPOSettings(spec.evaluations, spec.population, width=spec.width, top_k=spec.top_k // 2 or 1)
-    first, before = (
-        (greedy.tokens, greedy.spent) if spec.epo_start == "gcg" else (starts, torch.zeros_like(greedy.spent))
-    )
-    evolved = epo.evolve(objective, vocabulary, first, scales, evolving, seed)
-    sequences["epo"], spent["epo"] = torch.stack([front.tokens[-1] for front in evolved.fronts]), evolved.spent + before
+    if spec.epo_start == "gcg":
+        starts, before, left = torch.cat([greedy.tokens, starts], 1), spent["gcg"], spec.evaluations
+    else:
+        before = spent["dataset"]
+    evolving = epo.EPOSettings(left, spec.population, width=spec.width, top_k=spec.top_k // 2 or 1)
+    evolved = epo.evolve(objective, vocabulary, starts, data, scales, evolving, seed)
+    sequences["epo"], spent["epo"] = [f.tokens[-1].tolist() for f in evolved.fronts], evolved.spent + before
     passed("epo")
-    rows = []
-    for method, tokens in sequences.items():
-        measured = measures.measure(objective, vocabulary, tokens.tolist(), numbers.tolist(), highest)
-        for i, one in enumerate(measured):
-            rows.append(
-                {
-                    "feature": names[i],
-                    "method": method,
-                    "text": one.text,
-                    "token_ids": one.token_ids,
-                    "tokens": one.tokens,
-                    "profile": one.profile,
-                    "survived": one.survived,
-                    "score": one.score,
-                    "ratio": one.ratio,
-                    "cross_entropy": one.cross_entropy,
-                    "diversity": measures.diversity(greedy.tokens[i], greedy.scores[i]) if method == "gcg" else None,
-                    "evaluations": int(spent[method][i]),
-                }
-            )
+    rows = [row for method in sequences for row in _rows(group, method, sequences[method], spent[method])]
+    for row in rows:
+        if row["method"] == "gcg":
+            i = names.index(row["feature"])
+            row["diversity"] = measures.diversity(greedy.tokens[i], greedy.scores[i])
     tops = softly.scores.amax(1).tolist()
     rows += [
         {
@@ -125,8 +160,7 @@ def compare(
         for i, top in enumerate(tops)
     ]
     texts = pd.DataFrame(rows)
-    texts["robustness"] = _robustness(objective, vocabulary, texts, windows, names, spec)
-    curves = [("gcg", *point) for point in greedy.curve] + [
+    curves = [("gcg", i, evaluations + int(spent["dataset"][i]), score) for i, evaluations, score in greedy.curve] + [
         ("epo", i, evaluations + int(before[i]), score) for i, evaluations, score in evolved.curve
     ]
     curves += [
@@ -137,8 +171,30 @@ def compare(
     table = pd.DataFrame(curves, columns=["method", "feature", "evaluations", "score"])
     table["ratio"] = table["score"] / highest.numpy()[table["feature"]].clip(min=1e-9)
     table["feature"] = [names[i] for i in table["feature"]]
-    seconds["model"] = objective.cost.seconds
     return Found(texts, _fronts(evolved, texts, vocabulary, names, highest), table, seconds)
+
+
+def _rows(group: _Group, method: str, sequences: list[list[int]], spent: Tensor) -> list[dict]:
+    """Of the table of texts."""
+    numbers = list(range(len(group.names)))
+    measured = measures.measure(group.objective, group.vocabulary, sequences, numbers, group.highest)
+    return [
+        {
+            "feature": name,
+            "method": method,
+            "text": one.text,
+            "token_ids": one.token_ids,
+            "tokens": one.tokens,
+            "profile": one.profile,
+            "survived": one.survived,
+            "score": one.score,
+            "ratio": one.ratio,
+            "cross_entropy": one.cross_entropy,
+            "diversity": None,
+            "evaluations": int(evaluations),
+        }
+        for name, one, evaluations in zip(group.names, measured, spent, strict=True)
+    ]
 
 
 def _fronts(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.inversion.optimization.candidates import distinct, neighbours
+from saeflow.inversion.optimization.candidates import SPARE, distinct, neighbours
 from saeflow.inversion.optimization.front import Front
 from saeflow.inversion.optimization.objective import BACKWARD, Objective
 from saeflow.inversion.optimization.vocabulary import Vocabulary
@@ -26,7 +26,7 @@ class EPOSettings:
         evaluations: per feature, at most, as for `GCGSettings`.
         population: members; one has no weight on the cross-entropy, the others' are spread geometrically.
         least_weight, most_weight: their range, in shares of the feature's scale per nat.
-        width: candidates per feature and iteration, dealt among the members.
+        width: candidates per member and iteration.
         top_k: tokens per place that gradients and predictions propose, each.
         patience: iterations without a new point on the front after which a feature is done.
     """
@@ -35,7 +35,7 @@ class EPOSettings:
     population: int = 8
     least_weight: float = 0.01
     most_weight: float = 0.5
-    width: int = 256
+    width: int = 16
     top_k: int = 64
     patience: int = 12
 
@@ -66,6 +66,7 @@ def evolve(
     objective: Objective,
     vocabulary: Vocabulary,
     starts: Int[Tensor, "n_features n_starts length"],
+    windows: list[Int[Tensor, "_ length"]],
     scales: Float[Tensor, " n_features"],
     spec: EPOSettings,
     seed: int,
@@ -76,6 +77,7 @@ def evolve(
         objective: of the features.
         vocabulary: of the candidates.
         starts: prompts that the first population is chosen from.
+        windows: of the data set, for each feature, as `neighbours` takes them.
         scales: of each feature's activations (its highest on text, say), > 0.
         spec: see `EPOSettings`.
         seed: root of the draws.
@@ -92,7 +94,7 @@ def evolve(
     population = torch.stack([_fittest(flat[own], scores[own], losses[own], weights[i]) for i, own in enumerate(split)])
     stale = torch.zeros(n_features, dtype=torch.long)
     curve = [(i, n_starts, float(front.scores[-1])) for i, front in enumerate(fronts)]
-    step_cost = spec.population * (2 + BACKWARD) + spec.width
+    step_cost = spec.population * (2 + BACKWARD + spec.width)
     while True:
         live = ((spent + step_cost <= spec.evaluations) & (stale < spec.patience)).nonzero()[:, 0]
         if not len(live):
@@ -100,7 +102,7 @@ def evolve(
         members = population[live].flatten(0, 1)
         owners = live.repeat_interleave(spec.population)
         promising = _promising(objective, vocabulary, members, owners, weights[live].flatten(), spec.top_k)
-        candidate, owner = _candidates(vocabulary, members, owners, promising, spec, generators)
+        candidate, owner = _candidates(vocabulary, members, owners, promising, windows, spec, generators)
         scores, losses = objective.scores_and_losses(candidate, owner)
         spent[live] += spec.population * (2 + BACKWARD)
         spent += owner.bincount(minlength=n_features)
@@ -136,15 +138,17 @@ def _candidates(
     members: Tensor,
     owners: Tensor,
     promising: Tensor,
+    windows: list[Tensor],
     spec: EPOSettings,
     generators: list[torch.Generator],
 ) -> tuple[Int[Tensor, "n length"], Int[Tensor, " n"]]:
     """Candidates that survive, and the feature of each."""
-    found, features, n = [], [], spec.width // spec.population
-    for member, owner, tokens in zip(members, owners.tolist(), promising, strict=True):
-        drawn = neighbours(member, tokens, vocabulary.ids, 2 * n, generators[owner])
-        kept = distinct(drawn[torch.randperm(len(drawn), generator=generators[owner])], member)
-        kept = kept[vocabulary.survive(kept)][:n]
-        found.append(kept)
-        features.append(torch.full((len(kept),), owner))
-    return torch.cat(found), torch.cat(features)
+    n = SPARE * spec.width
+    drawn = torch.cat(
+        [
+            neighbours(members[owners == i], promising[owners == i], windows[i], vocabulary.ids, n, generators[i])
+            for i in owners.unique().tolist()
+        ]
+    )
+    kept, member = distinct(drawn, members, vocabulary, spec.width)
+    return kept, owners[member]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -104,11 +104,16 @@ class Objective:
     def n_features(self) -> int:
         return len(self.readout.bias)
 
+    def of(self, features: Int[Tensor, " k"]) -> "Objective":
+        """The same for some of the features alone, with one account of the cost."""
+        chosen = features.to(self.readout.weight.device)
+        return replace(self, readout=Readout(self.readout.weight[chosen], self.readout.bias[chosen]))
+
     @torch.no_grad()
     def all_scores(self, tokens: Int[Tensor, "n length"]) -> Float[Tensor, "n n_features"]:
         """Scores of every feature, from one forward pass per prompt."""
         parts = [torch.empty(0, self.n_features)]
-        for batch in tokens.split(self.batch_size):
+        for (batch,) in _batches(self.batch_size, tokens):
             with self._counted(len(batch)):
                 states, _ = self._states(input_ids=self._ids(batch))
                 parts.append(self._at(states @ self.readout.weight.T + self.readout.bias).cpu())
@@ -123,7 +128,7 @@ class Objective:
             features: numbers of rows of the readout.
         """
         parts = [torch.empty(0)]
-        for batch, own in zip(tokens.split(self.batch_size), features.split(self.batch_size), strict=True):
+        for batch, own in _batches(self.batch_size, tokens, features):
             with self._counted(len(batch)):
                 states, _ = self._states(input_ids=self._ids(batch))
                 parts.append(self._own(states, own).cpu())
@@ -133,7 +138,7 @@ class Objective:
     def profiles(self, tokens: Int[Tensor, "n length"], features: Int[Tensor, " n"]) -> Float[Tensor, "n length"]:
         """What `scores` is taken from: the feature of each prompt at every token of its text."""
         parts = [torch.empty(0, tokens.shape[1])]
-        for batch, own in zip(tokens.split(self.batch_size), features.split(self.batch_size), strict=True):
+        for batch, own in _batches(self.batch_size, tokens, features):
             with self._counted(len(batch)):
                 states, _ = self._states(input_ids=self._ids(batch))
                 parts.append(self._values(states, own).cpu())
@@ -145,7 +150,7 @@ class Objective:
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Score of each prompt, and its mean cross-entropy in nats per predicted token: how unlike text it is."""
         scores, losses = [torch.empty(0)], [torch.empty(0)]
-        for batch, own in zip(tokens.split(self.batch_size), features.split(self.batch_size), strict=True):
+        for batch, own in _batches(self.batch_size, tokens, features):
             ids = self._ids(batch)
             with self._counted(len(batch)):
                 states, output = activations_at(self.model, self.name, self.hook, onward=True, input_ids=ids)
@@ -170,7 +175,7 @@ class Objective:
         parts = []
         weights = torch.zeros(len(tokens)) if fluency is None else fluency
         size = max(1, self.batch_size // 4)  # a backward pass holds every layer's activations
-        for batch, own, weight in zip(*(t.split(size) for t in (tokens, features, weights)), strict=True):
+        for batch, own, weight in _batches(size, tokens, features, weights):
             ids = self._ids(batch)
             embedded = self.embeddings[ids].to(self._dtype).requires_grad_()
             with torch.enable_grad(), self._counted(len(batch), len(batch)):
@@ -197,7 +202,7 @@ class Objective:
         """The k allowed tokens that the model expects most at each place; without a start token, the first place gets
         what is expected at the second."""
         parts = []
-        for batch in tokens.split(self.batch_size):
+        for (batch,) in _batches(self.batch_size, tokens):
             with self._counted(len(batch)):
                 logits = self.model(input_ids=self._ids(batch), use_cache=False).logits[:, :-1]
                 logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
@@ -208,7 +213,7 @@ class Objective:
     def soft_scores(self, embedded: Float[Tensor, "n length d"], features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Score of embeddings in place of tokens; gradients flow, and are counted with it."""
         parts = []
-        for batch, own in zip(embedded.split(self.batch_size), features.split(self.batch_size), strict=True):
+        for batch, own in _batches(self.batch_size, embedded, features):
             if self.start is not None:
                 first = self.embeddings[self.start].expand(len(batch), 1, -1)
                 batch = torch.cat([first, batch], dim=1)
@@ -262,3 +267,9 @@ class Objective:
         if not 0 <= self.position < values.shape[1]:
             raise ValueError(f"position: {self.position} is outside a text of {values.shape[1]} tokens")
         return values[:, self.position]
+
+
+def _batches(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of as many rows; none of no rows."""
+    for first in range(0, len(tensors[0]), size):
+        yield tuple(tensor[first : first + size] for tensor in tensors)

@@ -65,6 +65,11 @@ class Vocabulary:
         again = self.tokenised(self.texts(lists)) if lists else []
         return torch.tensor([a == b for a, b in zip(lists, again, strict=True)], dtype=torch.bool)
 
+    def can_type(self, ids: Sequence[int]) -> bool:
+        """Whether all tokens of a sequence are in the vocabulary, and it survives."""
+        sequence = torch.tensor(list(ids), dtype=torch.long)
+        return bool(self.allowed[sequence].all()) and bool(self.survive(sequence[None]).all())
+
     def random(self, n: int, length: int, generator: torch.Generator) -> Int[Tensor, "n length"]:
         """Sequences of tokens drawn with equal chances that survive.
 
