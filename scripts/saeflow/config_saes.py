@@ -118,7 +118,7 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="How a CPU multiplies the matrices of a training: in `float32`, or with factors rounded to "
-        "`bfloat16` and sums in float32, which needs a processor that does so itself. Weights, moments and the choice "
+        "`bfloat16` and sums in float32, which needs a processor with AMX. Weights, moments and the choice "
         "of latents stay in float32. For a GPU see `compute.matmul_precision`.",
     )
     learning_rate: PositiveFloat = Field(1e-3, description="Peak step size of Adam.")

@@ -18,18 +18,34 @@ def matrix_products(precision: Precision, device: torch.device | str) -> Iterato
     process has chosen.
 
     Raises:
-        ValueError: `bfloat16` on a GPU, whose own choice is tf32, or on a processor that would have to emulate it.
+        ValueError: `bfloat16` on a GPU, whose own choice is tf32, or on a processor that multiplies in float32 whatever
+            it is asked.
     """
     if precision == "float32":
         yield
         return
     if torch.device(device).type != "cpu":
         raise ValueError("precision: 'bfloat16' is for a CPU; on a GPU use compute.matmul_precision: tf32")
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        raise ValueError("precision: 'bfloat16' needs a processor with AVX512-BF16 or AMX; this one has neither")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
+        if not _rounds():
+            raise ValueError("precision: 'bfloat16' needs a processor with AMX; this one multiplies in float32")
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether this processor can be asked for products of bfloat16 factors; one with AVX512-BF16 alone cannot."""
+    try:
+        with matrix_products("bfloat16", "cpu"):
+            return True
+    except ValueError:
+        return False
+
+
+def _rounds() -> bool:
+    """Whether a product loses what bfloat16 cannot hold: asked of the product, because no flag of a processor tells."""
+    fine = torch.full((64, 64), 1 + 2**-12)
+    return not torch.equal(fine @ torch.eye(64), fine)
