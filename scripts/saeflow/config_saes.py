@@ -140,8 +140,9 @@ class Training(Section):
     )
     calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="Share of the rows, the last ones, that no SAE is trained on and on which thresholds and penalties "
-        "are set to their L0; 0 sets them on rows that SAEs have seen. For stores in which any row may come last.",
+        description="Share of the rows, the last ones of every chunk of the store, that no SAE is trained on and on "
+        "which thresholds and penalties are set to their L0; 0 sets them on rows that SAEs have seen. For stores in "
+        "which neighbouring rows are of all kinds, as in text.",
     )
     dead_after: PositiveInt = Field(
         25_000, description="Activation vectors without firing after which a latent counts as dead."

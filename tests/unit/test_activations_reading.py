@@ -1,6 +1,7 @@
 """Reading activation stores: rows, shuffled batches, positions, damage."""
 
 import errno
+import math
 import os
 
 import numpy as np
@@ -50,23 +51,29 @@ def shown(batches) -> list[int]:
     return torch.cat([batch[:, 0] for batch in batches]).long().tolist()
 
 
-@pytest.mark.parametrize("n", [0, 1, 128, 300, 301, 777, N])
-def test_the_head_of_a_store_is_a_store_of_its_first_rows(store, n):
-    head = store.head(n)
-    assert head.shape == (n, D)
-    assert np.array_equal(head.rows(slice(None)), numbered(n))
-    if n:
-        assert sorted(shown(head.batches(50, epochs=1))) == list(range(n))
-        assert np.array_equal(head.rows([n - 1, 0]), numbered(n).numpy()[[n - 1, 0]])
-        with pytest.raises(StoreError, match="store"):
-            store.batches(50).load_state_dict(head.batches(50).state_dict())
+@pytest.mark.parametrize("share", [0, 0.001, 0.05, 0.5, 0.9])
+def test_rows_are_set_aside_at_the_end_of_every_chunk(store, share):
+    others, aside = store.split(share)
+    n = others.shape[0]
+    kept = np.setdiff1d(np.arange(N), aside)
+    assert np.array_equal(others.rows(slice(None)), numbered(N)[kept])
+    assert np.array_equal(others.source(), store.source()[kept])
+    assert sorted(shown(others.batches(50, epochs=1))) == kept.tolist()
+    chunks = [128, 128, 44, 1, *[128] * 5, 59]
+    assert [int(np.isin(rows, aside).sum()) for rows in np.split(np.arange(N), np.cumsum(chunks))[:-1]] == [
+        math.floor(share * rows) for rows in chunks
+    ]
     with pytest.raises(IndexError):
-        head.rows([n])
+        others.rows([n])
+    if len(aside):
+        with pytest.raises(StoreError, match="store"):
+            store.batches(50).load_state_dict(others.batches(50).state_dict())
 
 
-def test_a_head_has_no_more_rows_than_the_store(store):
-    with pytest.raises(ValueError, match=f"n: {N + 1} must lie in 0 to {N}"):
-        store.head(N + 1)
+@pytest.mark.parametrize("share", [-0.1, 1])
+def test_a_share_set_aside_is_less_than_all(store, share):
+    with pytest.raises(ValueError, match=rf"share: {share} must lie in \[0, 1\)"):
+        store.split(share)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -194,12 +195,9 @@ class ChunkedRows:
         ]
         return cls(chunks, spec.width(array), spec.element(array))
 
-    def head(self, n: int) -> "ChunkedRows":
-        """The first n rows."""
-        whole = int(np.searchsorted(self.starts, n, side="right")) - 1
-        chunks = list(self.chunks[:whole])
-        if rest := n - int(self.starts[whole]):
-            chunks.append(self.chunks[whole].head(rest))
+    def heads(self, share: float) -> "ChunkedRows":
+        """The first rows of every chunk, rounded up to whole ones."""
+        chunks = [chunk.head(math.ceil(share * chunk.n_rows)) for chunk in self.chunks]
         return ChunkedRows(chunks, self.width, self.dtype)
 
     def __len__(self) -> int:

@@ -117,16 +117,22 @@ class ActivationStore:
         arrays = (ChunkedRows([MemoryChunk(a)] if len(a) else [], a.shape[1], a.dtype) for a in (x, where))
         return cls(spec, *arrays, identity="in memory")
 
-    def head(self, n: int) -> Self:
-        """The first n rows as a store of their own; nothing is copied.
+    def split(self, share: float) -> tuple[Self, Int[Tensor, " n"]]:
+        """Set rows aside, from all over the store: the last ones of every chunk. Nothing is copied.
 
+        Arguments:
+            share: of the rows that are set aside; rounded down in every chunk.
+        Returns:
+            The others as a store of their own, and the numbers that those set aside have in this one.
         Raises:
-            ValueError: there are not that many.
+            ValueError: a share outside [0, 1).
         """
-        if not 0 <= n <= len(self):
-            raise ValueError(f"n: {n} must lie in 0 to {len(self)}")
-        rows, source = self._rows.head(n), self._source.head(n)
-        return type(self)(self._spec, rows, source, identity=f"{self._identity}, {n} rows")
+        if not 0 <= share < 1:
+            raise ValueError(f"share: {share} must lie in [0, 1)")
+        rows, source = self._rows.heads(1 - share), self._source.heads(1 - share)
+        ends = zip(self._rows.starts[:-1] + np.diff(rows.starts), self._rows.starts[1:], strict=True)
+        aside = torch.cat([torch.arange(0), *(torch.arange(first, last) for first, last in ends)])
+        return type(self)(self._spec, rows, source, identity=f"{self._identity}, {len(rows)} rows"), aside
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,14 +2,13 @@
 
 import itertools
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow import config
@@ -63,10 +62,9 @@ def fit(
     keys = keys_of(saes, len(stores)) if keys is None else list(keys)
     stacked = groups(saes, len(stores), torch.device(device).type)
     group_of = {key: i for i, group in enumerate(stacked) for key in group}
-    n_trained = [math.ceil(store.shape[0] * (1 - saes.training.calibration_share)) for store in stores]
-    rows = {i: calibration_rows(stores[i], seed, n_trained[i]) for i in {key.store for key in keys}}
-    if saes.training.calibration_share:
-        stores = [store.head(n) for store, n in zip(stores, n_trained, strict=True)]
+    parts = [store.split(saes.training.calibration_share) for store in stores]
+    rows = {i: calibration_rows(stores[i], seed, parts[i][1]) for i in {key.store for key in keys}}
+    stores = [trained_on for trained_on, _ in parts]
     passes = itertools.count(1)
 
     def trained(of: Sequence[tuple[Key, config.SparseAutoencoder]]) -> list[TrainedSAE]:
@@ -110,18 +108,17 @@ def fit(
         left.unlink()
 
 
-def calibration_rows(store: Any, seed: int, n_trained: int | None = None) -> Float[Tensor, "n d_in"]:
+def calibration_rows(store: Any, seed: int, aside: Int[Tensor, " n_aside"] | None = None) -> Float[Tensor, "n d_in"]:
     """Rows on which L0 is counted: all of a few, a fixed sample of many.
 
     Arguments:
-        n_trained: rows that SAEs are trained on, the first ones; L0 is counted on the others, if there are any.
+        aside: numbers of rows that no SAE is trained on; L0 is counted on these alone, if there are any.
     """
-    n = store.shape[0]
-    first = 0 if n_trained is None or n_trained == n else n_trained
-    if n - first <= _CALIBRATION_ROWS:
-        return store.rows(torch.arange(first, n))
-    generator = torch.Generator().manual_seed(child_seed(seed, "calibration rows"))
-    return store.rows(torch.randint(first, n, (_CALIBRATION_ROWS,), generator=generator).sort().values)
+    numbers = aside if aside is not None and len(aside) else torch.arange(store.shape[0])
+    if len(numbers) > _CALIBRATION_ROWS:
+        generator = torch.Generator().manual_seed(child_seed(seed, "calibration rows"))
+        numbers = numbers[torch.randint(len(numbers), (_CALIBRATION_ROWS,), generator=generator).sort().values]
+    return store.rows(numbers)
 
 
 def mean_l0(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> float:
