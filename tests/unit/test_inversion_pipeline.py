@@ -180,3 +180,11 @@ def test_a_section_that_cannot_be_is_refused(section, said):
 def test_inversion_without_saes_of_text_is_refused():
     with pytest.raises(config.ConfigError, match=r"inversion: is of SAEs of language models"):
         config.parse({"study": "s", "inversion": {}})
+
+
+def test_a_heat_map_shows_of_a_long_text_the_tokens_up_to_the_highest():
+    tokens, profile = [f"t{i}" for i in range(40)], np.zeros(40)
+    profile[30] = 2.0
+    texts = pd.DataFrame([{"method": "gcg", "feature": 3, "tokens": tokens, "profile": profile}])
+    figure = inversion_figures.heatmaps(texts)
+    assert [text.get_text() for text in figure.axes[0].texts] == tokens[15:31]

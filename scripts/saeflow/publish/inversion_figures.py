@@ -15,6 +15,7 @@ METHODS = {
     "soft": "soft",
 }
 _SHADED = ("dataset", "gcg", "epo")
+_CELLS = 16  # tokens in a row that can still be read
 
 
 def selection(table: pd.DataFrame) -> plt.Figure:
@@ -124,32 +125,39 @@ def fronts(table: pd.DataFrame, texts: pd.DataFrame) -> plt.Figure:
 
 def heatmaps(texts: pd.DataFrame) -> plt.Figure:
     """Texts of the data set, of GCG and of EPO for each feature: a cell per token, shaded by the feature's activation
-    there, over the highest of the panel."""
+    there, over the highest of the panel. Of a long text, the tokens up to the one where the feature is highest."""
     shown = texts[texts["method"].isin(_SHADED)]
     features = list(dict.fromkeys(shown["feature"]))[:8]
-    length = max([1, *(len(tokens) for tokens in shown["tokens"])])
+    length = min(_CELLS, max([1, *(len(tokens) for tokens in shown["tokens"])]))
     figure, panels = plt.subplots(
         max(1, len(features)), 1, figsize=(PAGE, 0.72 * max(1, len(features)) + 0.2), squeeze=False
     )
     for axes, feature in zip(panels[:, 0], features, strict=False):
         own = shown[shown["feature"] == feature].set_index("method")
-        rows = [own.loc[method] for method in _SHADED if method in own.index]
+        methods = [method for method in _SHADED if method in own.index]
+        rows = [_up_to_highest(own.loc[method], length) for method in methods]
         values = np.full((len(rows), length), np.nan)
-        for i, row in enumerate(rows):
-            values[i, : len(row["profile"])] = np.maximum(row["profile"], 0)
+        for i, (_, profile) in enumerate(rows):
+            values[i, : len(profile)] = np.maximum(profile, 0)
         highest = max(float(np.nanmax(values)), 1e-9)
         axes.imshow(values / highest, aspect="auto", cmap="Oranges", vmin=0, vmax=1)
         for i, row in enumerate(rows):
-            for j, (token, value) in enumerate(zip(row["tokens"], row["profile"], strict=True)):
+            for j, (token, value) in enumerate(zip(*row, strict=True)):
                 dark = value / highest > 0.6
                 said = _fitting(token, 100 // length)
                 axes.text(j, i, said, ha="center", va="center", fontsize=5.5, color="white" if dark else "black")
-        axes.set_yticks(range(len(rows)), [METHODS[row.name] for row in rows])
+        axes.set_yticks(range(len(rows)), [METHODS[method] for method in methods])
         axes.set_xticks([])
         axes.set_title(f"feature {feature}", loc="left", pad=2)
         axes.grid(visible=False)
         axes.tick_params(length=0)
     return figure
+
+
+def _up_to_highest(text: pd.Series, most: int) -> tuple[list[str], list[float]]:
+    """So many tokens of a text at most, and the feature's activation at each."""
+    last = max(most, int(np.argmax(text["profile"])) + 1)
+    return list(text["tokens"][:last][-most:]), list(text["profile"][:last][-most:])
 
 
 def _fitting(token: str, most: int) -> str:
