@@ -72,19 +72,21 @@ class Crops:
 
 
 def best_crops(
-    objective: Objective, vocabulary: Vocabulary, windows: Sequence[Sequence[Sequence[int]]], longest: int
+    objective: Objective, vocabulary: Vocabulary, windows: Sequence[Sequence[Sequence[int]]], longest: int, seed: int
 ) -> Crops:
     """Score the last tokens of the best windows: as many as a text may have, half as many, a quarter and so on to one.
 
     Some features fire at the start of a text alone, and no longer text drives them. So a feature gets the greatest of
-    these lengths at which a window reaches nine tenths of what the best one does. Where the position is a place counted
-    from 0, all texts have the same length.
+    these lengths at which a window reaches nine tenths of what the best one does. For a length that no window has, the
+    shorter ones get random text in front: that they are short does not say that the feature wants them so. Where the
+    position is a place counted from 0, all texts have the same length.
 
     Arguments:
         objective: of the features.
         vocabulary: tells which crops survive being tokenised again.
         windows: of each feature, tokens up to and with a peak, the highest peak first.
         longest: tokens of a text, at most.
+        seed: root of the draws.
     """
     lengths = [longest]
     while isinstance(objective.position, str) and lengths[-1] > 1:
@@ -93,15 +95,19 @@ def best_crops(
     for i, own in enumerate(windows):
         crops = {tuple(window[-n:]): None for n in lengths for window in own[:_WINDOWS_SCORED] if len(window) >= n}
         kept = [list(crop) for crop in crops if vocabulary.can_type(crop)]
-        scores, _ = score_lists(objective, kept, [i] * len(kept))
+        missing = [n for n in lengths if kept and n not in {len(crop) for crop in kept}]
+        generator = torch.Generator().manual_seed(child_seed(seed, "lengths", i))
+        longer = [_lengthened(window, n, vocabulary, generator) for n in missing for window in own[:_WINDOWS_SCORED]]
+        texts = kept + [text for text in longer if vocabulary.can_type(text)]
+        scores, _ = score_lists(objective, texts, [i] * len(texts))
         highest = {
-            n: max(s for s, crop in zip(scores.tolist(), kept, strict=True) if len(crop) == n)
-            for n in {len(crop) for crop in kept}
+            n: max(s for s, text in zip(scores.tolist(), texts, strict=True) if len(text) == n)
+            for n in {len(text) for text in texts}
         }
         top = max(highest.values(), default=0.0)
-        best.append(kept[int(scores.argmax())] if kept else [])
+        best.append(kept[int(scores[: len(kept)].argmax())] if kept else [])
         chosen.append(max((n for n, score in highest.items() if score >= _ENOUGH * top), default=longest))
-        spent.append(len(kept))
+        spent.append(len(texts))
     return Crops(best, chosen, torch.tensor(spent))
 
 
@@ -128,15 +134,19 @@ def dataset_starts(
         for window in own:
             if len(found) == (restarts + 1) // 2:
                 break
-            cropped = list(window[-length:])
-            if len(cropped) < length:
-                front = vocabulary.random(1, length - len(cropped), generator)[0].tolist()
-                cropped = front + cropped
-            if vocabulary.can_type(cropped):
-                found.append(torch.tensor(cropped))
+            text = _lengthened(window, length, vocabulary, generator)
+            if vocabulary.can_type(text):
+                found.append(torch.tensor(text))
         drawn = vocabulary.random(restarts - len(found), length, generator)
         starts.append(torch.cat([torch.stack(found), drawn]) if found else drawn)
     return torch.stack(starts)
+
+
+def _lengthened(window: Sequence[int], length: int, vocabulary: Vocabulary, generator: torch.Generator) -> list[int]:
+    """The last tokens of a window, behind random text if it is shorter."""
+    own = list(window[-length:])
+    front = vocabulary.random(1, length - len(own), generator)[0].tolist() if len(own) < length else []
+    return front + own
 
 
 def aligned(windows: Sequence[Sequence[int]], length: int) -> Int[Tensor, "m length"]:

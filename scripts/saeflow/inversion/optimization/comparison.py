@@ -62,7 +62,7 @@ def compare(
         seed: root of the draws.
     """
     began = time.perf_counter()
-    crops = baselines.best_crops(objective, vocabulary, windows, spec.length)
+    crops = baselines.best_crops(objective, vocabulary, windows, spec.length, seed)
     seconds = {"dataset": time.perf_counter() - began}
     parts = []
     for length in sorted(set(crops.lengths), reverse=True):
