@@ -13,6 +13,7 @@
   const tested = document.getElementById("tested");
   const saes = []; // {name, n, kind, index}
   let shown = []; // [sae, feature] of every row that the filters keep, in order
+  let drawn = ""; // the first and the last of them that are rows of the table now
   let sort = { column: "score", down: true };
 
   const value = ([s, i], column) => {
@@ -53,12 +54,16 @@
       const own = head.dataset.column === sort.column;
       head.setAttribute("aria-sort", own ? (sort.down ? "descending" : "ascending") : "none");
     }
+    drawn = "";
     draw();
   }
 
   function draw() {
     const first = Math.max(0, Math.floor(box.scrollTop / ROW) - 10);
     const last = Math.min(shown.length, first + Math.ceil(box.clientHeight / ROW) + 20);
+    // The same rows stay as they are: a click on one that is replaced between press and release is lost.
+    if (drawn === `${first}-${last}`) return;
+    drawn = `${first}-${last}`;
     const rows = [gap(first)];
     for (let r = first; r < last; r++) {
       const [s, i] = shown[r];
@@ -100,11 +105,11 @@
     chosen.append(...saes.map((sae) => make("option", { value: sae.name }, sae.name)));
     const asked = decodeURIComponent(location.hash.slice(1));
     if (saes.some((sae) => sae.name === asked)) chosen.value = asked;
-    let drawn = 0;
+    let refreshed = 0;
     for (const sae of saes) {
       sae.index = await load(`features/${sae.name}/index.js`, `features/${sae.name}`);
       // The first at once, then not at every one: each time all rows are sorted.
-      if (drawn === 0 || performance.now() - drawn > 300) { refresh(); drawn = performance.now(); }
+      if (refreshed === 0 || performance.now() - refreshed > 300) { refresh(); refreshed = performance.now(); }
     }
     refresh();
     ready();
