@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_models
+import tokenizers
 import torch
 from random_saes import random_sae
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from saeflow.config_language import Hook
 from saeflow.inversion.optimization import baselines, candidates, epo, front, gcg, measures, soft
@@ -394,6 +396,19 @@ def test_a_feature_whose_windows_are_short_gets_a_long_text_if_one_drives_it(wor
 def test_windows_end_at_the_end_of_a_text():
     assert baselines.aligned([[1, 2, 3], [4]], 2).tolist() == [[2, 3], [candidates.NONE, 4]]
     assert baselines.aligned([], 2).shape == (0, 2)
+
+
+def test_a_byte_is_text_where_it_has_no_other_token():
+    pieces = ["<unk>", "a", "b", "<0x0A>", "<0x61>", "<0xE2>", "<0x07>"]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    inner.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    tokens = language.Tokens(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"), None)
+    vocabulary = Vocabulary(tokens, len(pieces))
+    # Not the byte of "a", nor the first of a longer character, nor one that no key types.
+    assert [pieces[i] for i in vocabulary.ids] == ["a", "b", "<0x0A>"]
+    assert vocabulary.can_type([1, 3, 2])
 
 
 def test_a_tokenizer_without_text_is_refused():

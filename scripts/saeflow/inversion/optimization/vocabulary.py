@@ -17,7 +17,8 @@ class VocabularyError(ValueError):
 class Vocabulary:
     """Tokens that a user can type.
 
-    Special tokens, bytes that are no text by themselves, and rows of the embedding without a token are left out.
+    Special tokens, bytes that are no text by themselves, as a newline is where it has no other token, and rows of the
+    embedding without a token are left out.
 
     Arguments:
         tokens: tokenizer.
@@ -33,14 +34,17 @@ class Vocabulary:
         n = min(n_rows, len(tokenizer))
         texts = tokenizer.convert_ids_to_tokens(list(range(n)))
         shown = tokens.strings(range(n)) if n else []
+        self._fast = getattr(tokenizer, "backend_tokenizer", None)
         self.allowed: Bool[Tensor, " n_rows"] = torch.zeros(n_rows, dtype=torch.bool)
         for i, (token, text) in enumerate(zip(texts, shown, strict=True)):
-            is_byte = token is not None and token.startswith("<0x") and token.endswith(">")
-            self.allowed[i] = token is not None and i not in special and not is_byte and "\ufffd" not in text
+            is_text = token is not None and i not in special and "\ufffd" not in text
+            if is_text and token.startswith("<0x") and token.endswith(">"):
+                # The byte of a letter that has a token of its own stands for it nowhere, and no key types a bell.
+                is_text = (text in "\n\t" or text.isprintable()) and i in self.tokenised([f"a{text}a"])[0]
+            self.allowed[i] = is_text
         self.ids: Int[Tensor, " n_allowed"] = self.allowed.nonzero()[:, 0]
         if not len(self.ids):
             raise VocabularyError(f"none of the tokenizer's {n} tokens is text that can be typed")
-        self._fast = getattr(tokenizer, "backend_tokenizer", None)
 
     def text(self, ids: Sequence[int]) -> str:
         """What a user would paste."""
