@@ -51,7 +51,7 @@ def shown(batches) -> list[int]:
     return torch.cat([batch[:, 0] for batch in batches]).long().tolist()
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.05, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0, 0.001, 0.05, 0.5, 0.7, 0.9])
 def test_rows_are_set_aside_at_the_end_of_every_chunk(store, share):
     others, aside = store.split(share)
     n = others.shape[0]

@@ -18,7 +18,7 @@ from saeflow.sae import precision, trainer
 from saeflow.sae.initialization import Normalization, initial_parameters
 from saeflow.sae.objectives import Objective
 from saeflow.sae.optimizer import learning_rate, penalty_warmup
-from saeflow.sae.precision import matrix_products, multiplies_in_bfloat16
+from saeflow.sae.precision import matrix_products
 from saeflow.sae.stack import Member
 from saeflow.sae.trainer import TrainedSAE, plan, train
 
@@ -169,6 +169,14 @@ def test_too_little_memory_for_an_uneven_part_is_an_error(store, monkeypatch):
     monkeypatch.setattr(Objective, "gradients", never)
     with pytest.raises(torch.OutOfMemoryError):
         train(store, [Member("a", VARIANTS["topk"], 0)], settings(steps=20))
+
+
+def multiplies_in_bfloat16() -> bool:
+    try:
+        with matrix_products("bfloat16", "cpu"):
+            return True
+    except ValueError:
+        return False
 
 
 @pytest.mark.skipif(not multiplies_in_bfloat16(), reason="this processor does not multiply in bfloat16")

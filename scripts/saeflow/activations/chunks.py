@@ -195,9 +195,9 @@ class ChunkedRows:
         ]
         return cls(chunks, spec.width(array), spec.element(array))
 
-    def heads(self, share: float) -> "ChunkedRows":
-        """The first rows of every chunk, rounded up to whole ones."""
-        chunks = [chunk.head(math.ceil(share * chunk.n_rows)) for chunk in self.chunks]
+    def without_tails(self, share: float) -> "ChunkedRows":
+        """Every chunk without that share of its rows, the last ones, rounded down to whole ones."""
+        chunks = [chunk.head(chunk.n_rows - math.floor(share * chunk.n_rows)) for chunk in self.chunks]
         return ChunkedRows(chunks, self.width, self.dtype)
 
     def __len__(self) -> int:

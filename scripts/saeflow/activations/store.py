@@ -129,7 +129,7 @@ class ActivationStore:
         """
         if not 0 <= share < 1:
             raise ValueError(f"share: {share} must lie in [0, 1)")
-        rows, source = self._rows.heads(1 - share), self._source.heads(1 - share)
+        rows, source = self._rows.without_tails(share), self._source.without_tails(share)
         ends = zip(self._rows.starts[:-1] + np.diff(rows.starts), self._rows.starts[1:], strict=True)
         aside = torch.cat([torch.arange(0), *(torch.arange(first, last) for first, last in ends)])
         return type(self)(self._spec, rows, source, identity=f"{self._identity}, {len(rows)} rows"), aside

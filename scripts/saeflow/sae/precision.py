@@ -36,15 +36,6 @@ def matrix_products(precision: Precision, device: torch.device | str) -> Iterato
         torch.set_float32_matmul_precision(before)
 
 
-def multiplies_in_bfloat16() -> bool:
-    """Whether this processor can be asked for products of bfloat16 factors; one with AVX512-BF16 alone cannot."""
-    try:
-        with matrix_products("bfloat16", "cpu"):
-            return True
-    except ValueError:
-        return False
-
-
 def _rounds() -> bool:
     """Whether a product loses what bfloat16 cannot hold: asked of the product, because no flag of a processor tells."""
     fine = torch.full((64, 64), 1 + 2**-12)
