@@ -375,10 +375,12 @@ def test_a_feature_that_fires_at_the_start_of_a_text_gets_a_short_one(words):
     objective = Objective(model, "mixed", Hook(module="mixed"), readout, start=None)
     windows = [[ids[:1], ids[:8]], [ids[:8], ids[2:4]]]
     crops = baselines.best_crops(objective, vocabulary, windows, 8, seed=0)
+    # The first fires in texts of one token alone, the second everywhere.
     assert crops.lengths == [1, 8]
     assert crops.best == [ids[:1], ids[:8]]
-    assert crops.spent.tolist() == [5, 6]
-    assert objective.cost.forward == 11
+    # Of two windows at lengths 8, 4, 2 and 1; the first's single token is one crop, and stands behind random text thrice.
+    assert crops.spent.tolist() == [8, 8]
+    assert objective.cost.forward == 16
     nothing = baselines.best_crops(objective, vocabulary, [[], []], 8, seed=0)
     assert (nothing.best, nothing.lengths) == ([[], []], [8, 8])
 
@@ -388,7 +390,6 @@ def test_a_feature_whose_windows_are_short_gets_a_long_text_if_one_drives_it(wor
     ids = vocabulary.ids.tolist()
     objective = Objective(model, "mixed", Hook(module="mixed"), Readout(torch.eye(2), torch.zeros(2)), start=None)
     crops = baselines.best_crops(objective, vocabulary, [[ids[:1]], [ids[:3]]], 8, seed=0)
-    # The first fires in texts of one token alone, the second everywhere.
     assert crops.lengths == [1, 8]
     assert crops.best == [ids[:1], ids[1:3]]
 

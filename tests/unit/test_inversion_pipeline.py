@@ -17,6 +17,7 @@ from saeflow.config_inversion import Inversion
 from saeflow.config_language import Hook
 from saeflow.datasets.contexts import pack
 from saeflow.inversion import pipeline
+from saeflow.inversion.explanations import readings
 from saeflow.models import language, language_capture
 from saeflow.publish import inversion_figures, inversion_map
 from saeflow.sae import formats
@@ -111,6 +112,17 @@ def test_epo_that_starts_from_gcgs_texts_has_spent_what_gcg_did(stages):
     assert (spent["epo"] > spent["gcg"]).all()
     curves = found.curves[found.curves["method"] == "epo"].groupby("feature")["evaluations"].min()
     assert (curves >= spent["gcg"]).all()
+
+
+def test_a_feature_of_which_no_text_of_the_data_can_be_typed_has_no_row_of_it(stages, monkeypatch):
+    experiment, activity, chosen, *_ = stages
+    windows_of = readings.best_windows
+    monkeypatch.setattr(readings, "best_windows", lambda read, i, *sizes: windows_of(read, i, *sizes) if i else [])
+    found = pipeline.optimize_feature(experiment, activity, [one.feature for one in chosen])
+    features = found.texts.groupby("method")["feature"].agg(set)
+    assert features["dataset"] == features["gcg"] - {chosen[0].feature}
+    for name in ("ratios", "fronts", "heatmaps"):
+        plt.close(inversion_figures.draw(name, {"texts": found.texts, "fronts": found.fronts}))
 
 
 def test_explanations_have_evidence_and_scores(stages):

@@ -1,6 +1,6 @@
 """What a search has to beat: random text of the same budget, and the best windows of the data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +77,9 @@ def best_crops(
     """Score the last tokens of the best windows: as many as a text may have, half as many, a quarter and so on to one.
 
     Some features fire at the start of a text alone, and no longer text drives them. So a feature gets the greatest of
-    these lengths at which a window reaches nine tenths of what the best one does. For a length that no window has, the
-    shorter ones get random text in front: that they are short does not say that the feature wants them so. Where the
-    position is a place counted from 0, all texts have the same length.
+    these lengths at which a text reaches nine tenths of what the best one does. Windows too short for a length stand
+    there behind random text: that a window is short does not say that the feature wants it so. Where the position is a
+    place counted from 0, all texts have the same length.
 
     Arguments:
         objective: of the features.
@@ -93,22 +93,23 @@ def best_crops(
         lengths.append(lengths[-1] // 2)
     best, chosen, spent = [], [], []
     for i, own in enumerate(windows):
-        crops = {tuple(window[-n:]): None for n in lengths for window in own[:_WINDOWS_SCORED] if len(window) >= n}
-        kept = [list(crop) for crop in crops if vocabulary.can_type(crop)]
-        missing = [n for n in lengths if kept and n not in {len(crop) for crop in kept}]
         generator = torch.Generator().manual_seed(child_seed(seed, "lengths", i))
-        longer = [_lengthened(window, n, vocabulary, generator) for n in missing for window in own[:_WINDOWS_SCORED]]
-        texts = kept + [text for text in longer if vocabulary.can_type(text)]
+        pairs = [(window, n) for n in lengths for window in own[:_WINDOWS_SCORED]]
+        crops = _typed(vocabulary, (window[-n:] for window, n in pairs if len(window) >= n))
+        behind = (_lengthened(window, n, vocabulary, generator) for window, n in pairs if len(window) < n)
+        texts = crops + _typed(vocabulary, behind)
         scores, _ = score_lists(objective, texts, [i] * len(texts))
-        highest = {
-            n: max(s for s, text in zip(scores.tolist(), texts, strict=True) if len(text) == n)
-            for n in {len(text) for text in texts}
-        }
-        top = max(highest.values(), default=0.0)
-        best.append(kept[int(scores[: len(kept)].argmax())] if kept else [])
-        chosen.append(max((n for n, score in highest.items() if score >= _ENOUGH * top), default=longest))
+        top = float(scores.max()) if texts else 0.0
+        enough = [len(text) for score, text in zip(scores.tolist(), texts, strict=True) if score >= _ENOUGH * top]
+        best.append(crops[int(scores[: len(crops)].argmax())] if crops else [])
+        chosen.append(max(enough, default=longest))
         spent.append(len(texts))
     return Crops(best, chosen, torch.tensor(spent))
+
+
+def _typed(vocabulary: Vocabulary, texts: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Those that survive being tokenised again, each once."""
+    return [list(text) for text in dict.fromkeys(map(tuple, texts)) if vocabulary.can_type(text)]
 
 
 def dataset_starts(

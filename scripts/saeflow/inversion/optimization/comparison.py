@@ -28,7 +28,7 @@ class Found:
     Arguments:
         texts: a row per feature and method: text, its tokens with the feature's profile over them, score, ratio,
             cross-entropy, survived, robustness, diversity, evaluations. Score and ratio are of the text tokenised
-            again; `soft` has no text.
+            again; `soft` has no text. A feature of which no text of the data can be typed has no row `dataset`.
         fronts: a row per feature and point of EPO's front; `gcg` tells whether that front has a point no worse than
             GCG's text.
         curves: best score by evaluations, a row per method, feature and iteration.
@@ -116,8 +116,7 @@ def _searched(group: _Group, spec: Optimization, seed: int) -> Found:
     starts = baselines.dataset_starts(group.windows, vocabulary, spec.restarts, group.length, seed)
     data = [baselines.aligned(own, group.length) for own in group.windows]
     at_start = objective.scores(starts.flatten(0, 1), numbers.repeat_interleave(spec.restarts)).view(n, -1)
-    first = starts[numbers, at_start.argmax(1)].tolist()
-    sequences: dict[str, list[list[int]]] = {"dataset": [a or b for a, b in zip(group.crops, first, strict=True)]}
+    sequences: dict[str, list[list[int]]] = {"dataset": group.crops}
     spent = {"dataset": group.crops_spent + spec.restarts}
     passed("dataset")
     random = baselines.random_search(objective, vocabulary, group.length, spec.evaluations, seed)
@@ -175,12 +174,13 @@ def _searched(group: _Group, spec: Optimization, seed: int) -> Found:
 
 
 def _rows(group: _Group, method: str, sequences: list[list[int]], spent: Tensor) -> list[dict]:
-    """Of the table of texts."""
-    numbers = list(range(len(group.names)))
-    measured = measures.measure(group.objective, group.vocabulary, sequences, numbers, group.highest)
+    """Of the table of texts; none for a feature without a sequence."""
+    numbers = [i for i, sequence in enumerate(sequences) if sequence]
+    found = [sequences[i] for i in numbers]
+    measured = measures.measure(group.objective, group.vocabulary, found, numbers, group.highest)
     return [
         {
-            "feature": name,
+            "feature": group.names[i],
             "method": method,
             "text": one.text,
             "token_ids": one.token_ids,
@@ -191,9 +191,9 @@ def _rows(group: _Group, method: str, sequences: list[list[int]], spent: Tensor)
             "ratio": one.ratio,
             "cross_entropy": one.cross_entropy,
             "diversity": None,
-            "evaluations": int(evaluations),
+            "evaluations": int(spent[i]),
         }
-        for name, one, evaluations in zip(group.names, measured, spent, strict=True)
+        for i, one in zip(numbers, measured, strict=True)
     ]
 
 
