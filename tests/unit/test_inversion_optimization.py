@@ -378,7 +378,7 @@ def test_a_feature_that_fires_at_the_start_of_a_text_gets_a_short_one(words):
     # The first fires in texts of one token alone, the second everywhere.
     assert crops.lengths == [1, 8]
     assert crops.best == [ids[:1], ids[:8]]
-    # Of two windows at lengths 8, 4, 2 and 1; the first's single token is one crop, and stands behind random text thrice.
+    # Two windows at lengths 8, 4, 2 and 1; the single token is a crop once and stands behind random text thrice.
     assert crops.spent.tolist() == [8, 8]
     assert objective.cost.forward == 16
     nothing = baselines.best_crops(objective, vocabulary, [[], []], 8, seed=0)
