@@ -10,6 +10,7 @@ import torch
 from random_saes import random_sae
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from saeflow import config
 from saeflow.datasets import images
@@ -340,6 +341,25 @@ def test_whitened_values_have_covariance_one():
     white = torch.baddbmm(bias[:, None], h, weight)
     covariance = white.mT @ white / 4000
     torch.testing.assert_close(covariance, torch.eye(6).expand(2, 6, 6), atol=2e-3, rtol=0)
+
+
+def test_directions_without_variance_are_left_out_of_whitened_values_and_cost_nothing():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(2, 500, 3, generator=generator)
+    h = flat @ torch.randn(2, 3, 40, generator=generator) + 5
+    white = heads.Whitened.of([h], generator)
+    assert white.values.shape == (2, 500, 3)
+    assert white.width == 40
+    covariance = white.values.mT @ white.values / 500
+    torch.testing.assert_close(covariance, torch.eye(3).expand(2, 3, 3), atol=2e-3, rtol=0)
+    p = flat[..., 0].sigmoid()
+    settings = {"weights": torch.ones_like(p), "hidden": 16, "steps": 50, "batch_size": 32}
+    padded = {name: nn.functional.pad(getattr(white, name), (37, 0)) for name in ("values", "weight", "bias")}
+    few, all_of_them = (
+        heads.distil(one, p, **settings, generator=torch.Generator().manual_seed(1))
+        for one in (white, dataclasses.replace(white, **padded))
+    )
+    torch.testing.assert_close(few(h), all_of_them(h), atol=1e-4, rtol=1e-4)
 
 
 def test_distillation_learns_soft_answers_and_members_do_not_meet():

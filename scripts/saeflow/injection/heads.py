@@ -15,6 +15,7 @@ from saeflow.models.adamw import AdamW
 _LEARNING_RATE = 2e-3
 _WEIGHT_DECAY = 1e-4
 _WIDEST = 512
+_CONSTANT = 1e-10  # of the greatest variance: less is rounding
 
 
 def narrowed(
@@ -98,16 +99,19 @@ def random_features(
     return weight, bias
 
 
-def whitening(h: Float[Tensor, "m n d"], floor: float = 1e-4) -> tuple[Float[Tensor, "m d d"], Float[Tensor, "m d"]]:
+def whitening(h: Float[Tensor, "m n d"], floor: float = 1e-4) -> tuple[Float[Tensor, "m d k"], Float[Tensor, "m k"]]:
     """Weight W and bias b with h W + b of mean 0 and covariance 1, eigenvalues floored at `floor` times the largest.
 
     In a trained network's last layers most variance lies in a few directions, those of its own classes; what tells
-    other classes apart is in the rest.
+    other classes apart is in the rest. Directions in which no member varies are left out: a first layer of 512 units on
+    64 pixels has 64. The others come in the order of their variance, the greatest last.
     """
     mean = h.mean(1, keepdim=True)
     centred = (h - mean).double()
     values, vectors = torch.linalg.eigh(centred.mT @ centred / h.shape[1])
-    weight = (vectors / (values + floor * values[:, -1:].clamp(min=1e-12)).sqrt()[:, None]).to(h)
+    largest = values[:, -1:].clamp(min=1e-12)
+    k = max(1, int((values > _CONSTANT * largest).sum(1).max()))
+    weight = (vectors[..., -k:] / (values[:, -k:] + floor * largest).sqrt()[:, None]).to(h)
     return weight, -(mean @ weight)[:, 0]
 
 
@@ -118,18 +122,20 @@ class Whitened:
     Arguments:
         values: those of the rows that W and b are fitted on.
         weight, bias: W and b.
+        width: how many directions a row of h had once narrowed; values vary along k of them.
     """
 
     values: Float[Tensor, "m n k"]
     weight: Float[Tensor, "m d k"]
     bias: Float[Tensor, "m k"]
+    width: int
 
     @classmethod
     def of(cls, parts: Iterable[Float[Tensor, "m _ d"]], generator: torch.Generator) -> Self:
         """Fitted on all rows of h, given in parts, which are narrowed."""
         h, directions = narrowed(parts, generator)
         weight, bias = whitening(h)
-        return cls(torch.baddbmm(bias[:, None], h, weight), widened(weight, directions), bias)
+        return cls(torch.baddbmm(bias[:, None], h, weight), widened(weight, directions), bias, h.shape[-1])
 
 
 def distil(
@@ -160,9 +166,10 @@ def distil(
         head from h to the log-odds s.
     """
     h = white.values
-    m, n, width = h.shape
+    m, n, k = h.shape
+    # Drawn for all directions, so that how many vary in other members does not matter to one.
     draws = (
-        math.sqrt(2 / width) * torch.randn(width, hidden, generator=generator),
+        math.sqrt(2 / white.width) * torch.randn(white.width, hidden, generator=generator)[-k:],
         torch.zeros(hidden),
         math.sqrt(1 / hidden) * torch.randn(hidden, 1, generator=generator),
         torch.zeros(1),
