@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -360,6 +361,39 @@ def test_directions_without_variance_are_left_out_of_whitened_values_and_cost_no
         for one in (white, dataclasses.replace(white, **padded))
     )
     torch.testing.assert_close(few(h), all_of_them(h), atol=1e-4, rtol=1e-4)
+
+
+def test_distillation_steps_as_autograd_and_adamw_would():
+    generator = torch.Generator().manual_seed(0)
+    white = heads.Whitened.of([torch.randn(2, 300, 5, generator=generator)], generator)
+    p, weights = torch.rand(2, 300, generator=generator), torch.rand(2, 300, generator=generator)
+    settings = {"hidden": 16, "steps": 20, "batch_size": 32}
+    found = heads.distil(white, p, weights=weights, **settings, generator=torch.Generator().manual_seed(1))
+
+    draw = torch.Generator().manual_seed(1)
+    start = [
+        math.sqrt(2 / 5) * torch.randn(5, 16, generator=draw),
+        torch.zeros(16),
+        math.sqrt(1 / 16) * torch.randn(16, 1, generator=draw),
+        torch.zeros(1),
+    ]
+    quantiles = torch.rand(20, 32, generator=draw, dtype=torch.float64)
+    for member in range(2):
+        first, first_bias, last, last_bias = parameters = [nn.Parameter(value.clone()) for value in start]
+        optimizer = torch.optim.AdamW(parameters, lr=heads._LEARNING_RATE, weight_decay=heads._WEIGHT_DECAY)
+        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / 20)) / 2)
+        shares = weights[member].double().cumsum(0)
+        for of_step in quantiles:
+            rows = torch.searchsorted(shares, (1 - of_step) * shares[-1])
+            s = (white.values[member, rows] @ first + first_bias).relu() @ last + last_bias
+            loss = nn.functional.binary_cross_entropy_with_logits(s[:, 0], p[member, rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            cosine.step()
+        torch.testing.assert_close(found.weights[1][member], last.detach(), atol=1e-5, rtol=1e-4)
+        folded = white.weight[member] @ first.detach()
+        torch.testing.assert_close(found.weights[0][member], folded, atol=1e-5, rtol=1e-4)
 
 
 def test_distillation_learns_soft_answers_and_members_do_not_meet():

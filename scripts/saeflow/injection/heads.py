@@ -174,20 +174,23 @@ def distil(
         math.sqrt(1 / hidden) * torch.randn(hidden, 1, generator=generator),
         torch.zeros(1),
     )
-    parameters = [draw.to(h).expand(m, *draw.shape).clone().requires_grad_() for draw in draws]
-    first, first_bias, last, last_bias = parameters
+    first, first_bias, last, last_bias = parameters = [draw.to(h).expand(m, *draw.shape).clone() for draw in draws]
     optimizer = AdamW(parameters, _WEIGHT_DECAY)
-    members, shares = torch.arange(m, device=h.device)[:, None], weights.double().cumsum(1)
-    for step in range(steps):
-        quantiles = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(h.device)
-        # The smallest row that the quantile does not exceed; rows of weight 0 are passed over.
-        rows = torch.searchsorted(shares, (1 - quantiles) * shares[:, -1:]).clamp(max=n - 1)
-        s = torch.baddbmm(first_bias[:, None], h[members, rows], first).relu()
-        s = torch.baddbmm(last_bias[:, None], s, last)[..., 0]
-        loss = nn.functional.binary_cross_entropy_with_logits(s, p[members, rows], reduction="sum")
-        gradients = torch.autograd.grad(loss / batch_size, parameters)
+    shares = weights.double().cumsum(1)
+    quantiles = torch.rand(steps * batch_size, generator=generator, dtype=torch.float64).to(h.device)
+    # The smallest row that the quantile does not exceed; rows of weight 0 are passed over.
+    rows = torch.searchsorted(shares, (1 - quantiles) * shares[:, -1:]).clamp(max=n - 1)
+    rows = (rows + n * torch.arange(m, device=h.device)[:, None]).view(m, steps, batch_size).transpose(0, 1)
+    values, answers = h.reshape(m * n, k), p.reshape(m * n)
+    for step, drawn in enumerate(rows.flatten(1)):
+        # By hand: autograd's kernels for products with one row cost as much as those with all of `first`.
+        x = values.index_select(0, drawn).view(m, batch_size, k)
+        z = torch.baddbmm(first_bias[:, None], x, first).relu_()
+        s = torch.baddbmm(last_bias[:, None], last.mT, z.mT)
+        d_s = (s.sigmoid_() - answers.index_select(0, drawn).view(m, 1, batch_size)) / batch_size
+        d_z = (d_s.mT * last.mT).mul_(z.sign())
+        gradients = x.mT @ d_z, d_z.sum(1), (d_s @ z).mT, d_s.sum(2)
         optimizer.step(gradients, _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / steps)))
-    first, first_bias, last, last_bias = (parameter.detach() for parameter in parameters)
     bias = torch.baddbmm(first_bias[:, None], white.bias[:, None], first)[:, 0]
     return Head((white.weight @ first, bias), (last, last_bias))
 
