@@ -149,17 +149,19 @@ def gradients(
     if radius:
         factor = rows.perturbation @ weight
         gram = factor.mT @ factor
-        worst = (units > 0) * last.mT * -sign[:, None]
+        worst = units.relu().sign_() * last.mT * -sign[:, None]
         length = ((worst @ gram) * worst).sum(-1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny).sqrt()
         worst = radius / length * worst
         units = torch.baddbmm(units, worst, gram)
-    s = torch.baddbmm(last_bias[:, None], units.relu(), last)[..., 0]
-    of_score = (-sign * torch.sigmoid(-sign * s) / h.shape[1])[..., None]
-    of_units = (units > 0) * last.mT * of_score
+    # One row each, in front: a product with one column behind costs as much as one with all of them.
+    relu = units.relu_()
+    s = torch.baddbmm(last_bias[:, None], last.mT, relu.mT)
+    of_score = -sign * torch.sigmoid(-sign * s) / h.shape[1]
+    of_units = relu.sign() * last.mT * of_score.mT
     of_weight = h.mT @ of_units + rows.left_out.mT @ (noise.mT @ of_units[:, :carried])
     if radius:
         of_weight += rows.perturbation.mT @ (factor @ (worst.mT @ of_units))
-    return of_weight, of_units.sum(1), units.relu().mT @ of_score, of_score.sum(1)
+    return of_weight, of_units.sum(1), (of_score @ relu).mT, of_score.sum(2)
 
 
 def _power(covariance: Float[Tensor, "m d d"], exponent: float) -> Float[Tensor, "m d d"]:
