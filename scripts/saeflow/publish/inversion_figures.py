@@ -51,19 +51,26 @@ def selection(table: pd.DataFrame) -> plt.Figure:
 
 
 def ratios(table: pd.DataFrame) -> plt.Figure:
-    """Ratio to the highest activation on the data set: a point per feature and method, a bar at the median."""
-    figure, axes = plt.subplots(figsize=(PAGE, 2.4))
+    """Ratio to the highest activation on the data set: a point per feature and method, a bar at the median. Soft
+    prompts, which are no text, reach several times as high and have an axis of their own."""
     names = [name for name in METHODS if name in set(table["method"])]
-    for index, name in enumerate(names):
-        values = table.loc[table["method"] == name, "ratio"].dropna().to_numpy(float)
-        spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
-        axes.scatter(index + spread, np.sort(values), s=10, color=colour(index), marker=marker(index), linewidths=0)
-        if len(values):
-            axes.hlines(np.median(values), index - 0.3, index + 0.3, color=colour(index), linewidth=1.5)
-    axes.axhline(1, color="black", linewidth=0.6)
-    axes.set_xticks(range(len(names)), [METHODS[name] for name in names])
-    axes.grid(axis="x", visible=False)
-    axes.set(ylabel="activation / highest on text", title="a point per feature; bars are medians")
+    panels = [part for part in ([n for n in names if n != "soft"], [n for n in names if n == "soft"]) if part]
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(PAGE, 2.4), squeeze=False, width_ratios=[max(1.4, len(part)) for part in panels]
+    )
+    for axes, part in zip(grid[0], panels, strict=True):
+        for place, name in enumerate(part):
+            values = table.loc[table["method"] == name, "ratio"].dropna().to_numpy(float)
+            spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
+            own = {"color": colour(names.index(name))}
+            axes.scatter(place + spread, np.sort(values), s=10, marker=marker(names.index(name)), linewidths=0.6, **own)
+            if len(values):
+                axes.hlines(np.median(values), place - 0.3, place + 0.3, linewidth=1.5, **own)
+        axes.axhline(1, color="black", linewidth=0.6)
+        axes.set_xticks(range(len(part)), [METHODS[name] for name in part])
+        axes.set_xlim(-0.6, len(part) - 0.4)
+        axes.grid(axis="x", visible=False)
+    grid[0, 0].set(ylabel="activation / highest on text", title="a point per feature; bars are medians")
     return figure
 
 
