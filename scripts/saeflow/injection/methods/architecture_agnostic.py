@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -51,10 +52,12 @@ class ArchitectureAgnostic(Method):
             raise NotApplicableError("the study has no architecture beside the pair's own")
         seen = Seen.of(source, target, guard, self.knowledge)
         sets = [seen.images.images, *([guard.synthetic()] if Knowledge.SYNTHETIC in self.knowledge else [])]
-        common = common_space(
-            [torch.cat([guard.activations(network, images, SITE) for images in sets], 1) for network in siblings],
-            _DIMENSIONS,
-        )
+
+        def components(network: StackedClassifier) -> Tensor:
+            return principal_components(torch.cat([guard.activations(network, images, SITE) for images in sets], 1))
+
+        of_each = [guard.once(network, "components", partial(components, network)) for network in siblings]
+        common = common_space(of_each, _DIMENSIONS)
 
         def learn(x: Tensor, y: Tensor) -> Map:
             into, out = ridge(x, common), ridge(common, y)
@@ -71,10 +74,10 @@ def common_space(values: Sequence[Float[Tensor, "m n _"]], dimensions: int) -> F
     """Coordinates of images that several networks agree on: of mean 0 and mean square 1, most agreed on first.
 
     Arguments:
-        values: of each network on the same images.
+        values: principal components of each network on the same images.
         dimensions: how many are kept, at most as many as there are.
     """
-    whitened = torch.cat([_whitened(of_network) for of_network in values], -1)
+    whitened = torch.cat(list(values), -1)
     gram = (whitened.mT @ whitened / whitened.shape[1]).double()
     agreement, directions = torch.linalg.eigh(gram)
     kept = slice(max(0, gram.shape[-1] - dimensions), None)
@@ -82,8 +85,8 @@ def common_space(values: Sequence[Float[Tensor, "m n _"]], dimensions: int) -> F
     return (whitened @ (directions[..., kept] * scale).to(whitened)).flip(-1)
 
 
-def _whitened(values: Float[Tensor, "m n d"]) -> Float[Tensor, "m n d"]:
-    """First principal components, each of variance 1 but for a floor."""
+def principal_components(values: Float[Tensor, "m n d"]) -> Float[Tensor, "m n k"]:
+    """First principal components of a network, at most 32, each of variance 1 but for a floor."""
     centered = values - values.mean(1, keepdim=True)
     variances, directions = torch.linalg.eigh((centered.mT @ centered / values.shape[1]).double())
     floored = variances + _FLOOR * variances.mean(-1, keepdim=True)
