@@ -1,5 +1,6 @@
 """Explanations: rules from text and their scores on text held out, sentences, and the endpoint of a language model."""
 
+import dataclasses
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -135,6 +136,10 @@ def test_a_sentence_says_what_the_evidence_says():
         "Feature 5 fires on ' dog' (91 %) and 1 more and after ' the' (20 %), on 1.3 % of all tokens; raises "
         "' barked'; ' dog dog' drives it to 1.31 of its highest activation on text."
     )
+    long = dataclasses.replace(EVIDENCE, found="start" + 30 * " word" + " dog")
+    assert "; '…" in sentences.sentence(long)
+    assert "word dog' drives it" in sentences.sentence(long)
+    assert "start" not in sentences.sentence(long)
     assert sentences.marked(["a", " b", " c"], 1) == "a[[ b]] c"
 
 

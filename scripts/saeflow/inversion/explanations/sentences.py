@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 
 from saeflow.inversion.explanations.rules import Rule
 
+_CHARACTERS = 60  # of a found text in a sentence: its end, where the latent fires
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -78,7 +80,8 @@ def sentence(evidence: Evidence, most: int = 5) -> str:
     if evidence.cluster:
         said += f"; its cluster promotes {evidence.cluster}"
     if evidence.found and evidence.found_ratio is not None:
-        said += f"; {evidence.found!r} drives it to {evidence.found_ratio:.2f} of its highest activation on text"
+        end = evidence.found if len(evidence.found) <= _CHARACTERS else f"…{evidence.found[-_CHARACTERS:]}"
+        said += f"; {end!r} drives it to {evidence.found_ratio:.2f} of its highest activation on text"
     return f"Feature {evidence.feature} {said}."
 
 

@@ -47,15 +47,17 @@
     const traces = names.flatMap((name, i) => {
       const own = now().texts.filter((row) => row.method === name && row.ratio !== null).sort((a, b) => a.ratio - b.ratio);
       const middle = median(own.map((row) => row.ratio));
+      const axes = name === "soft" ? { xaxis: "x2", yaxis: "y2" } : {}; // Soft prompts are no text and reach several times as high.
       return [
-        { x: own.map((_, k) => i + 0.4 * ((k + 0.5) / own.length - 0.5)), y: own.map((row) => row.ratio), mode: "markers", marker: { color: COLOURS[i], size: 7 }, name: METHODS[name],
+        { ...axes, x: own.map((_, k) => i + 0.4 * ((k + 0.5) / own.length - 0.5)), y: own.map((row) => row.ratio), mode: "markers", marker: { color: COLOURS[i], size: 7 }, name: METHODS[name],
           text: own.map((row) => `feature ${row.feature}`), hovertemplate: "%{text}: %{y:.2f}<extra>%{fullData.name}</extra>" },
-        { x: [i - 0.3, i + 0.3], y: [middle, middle], mode: "lines", line: { color: COLOURS[i], width: 3 }, hovertemplate: `median %{y:.2f}<extra>${METHODS[name]}</extra>` },
+        { ...axes, x: [i - 0.3, i + 0.3], y: [middle, middle], mode: "lines", line: { color: COLOURS[i], width: 3 }, hovertemplate: `median %{y:.2f}<extra>${METHODS[name]}</extra>` },
       ];
     });
     plot(document.getElementById("ratios"), traces, { showlegend: false, height: 400, yaxis: { title: { text: "ratio to the best text of the data" }, rangemode: "tozero" },
-      xaxis: { tickvals: names.map((_, i) => i), ticktext: names.map((name) => METHODS[name]), zeroline: false },
-      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { width: 1, color: "#888" } }] });
+      xaxis: { domain: names.includes("soft") ? [0, 0.8] : [0, 1], tickvals: names.map((_, i) => i), ticktext: names.map((name) => METHODS[name]), zeroline: false },
+      xaxis2: { domain: [0.87, 1], anchor: "y2", tickvals: [names.indexOf("soft")], ticktext: [METHODS.soft], zeroline: false }, yaxis2: { anchor: "x2", rangemode: "tozero" },
+      shapes: [{ type: "line", xref: "x domain", x0: 0, x1: 1, y0: 1, y1: 1, line: { width: 1, color: "#888" } }] });
   }
 
   function front() {
