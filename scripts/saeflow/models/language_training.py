@@ -105,9 +105,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = spec.learning_rate * schedule(spec, step)
         rows = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-        # The last states predict nothing: cut before the logits, which are wide, nothing has to be copied.
-        states = model.model(tokens[rows].to(device)).last_hidden_state[:, :-1]
-        logits = model.lm_head(states).flatten(0, 1)
+        logits = model(tokens[rows].to(device)).logits[:, :-1].flatten(0, 1)
         loss = cross_entropy(logits.float(), targets[rows][:, 1:].flatten().to(device), ignore_index=-100)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
