@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from saeflow.config_sections import Line, Section, Share
 
+WINDOWS_SCORED = 8
+"""Windows of the data, per feature and length of a text, that a search scores before it starts."""
+
 
 class Hardware(Section):
     """How much goes through the model at once; device and threads are those of `compute`."""
@@ -78,6 +81,17 @@ class Optimization(Section):
     def _position_fits(self) -> Self:
         if isinstance(self.position, int) and self.position >= self.length:
             raise ValueError(f"position: {self.position} is outside a text of {self.length} tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_outlast_the_starts(self) -> Self:
+        lengths = 1 if isinstance(self.position, int) else self.length.bit_length()
+        first = WINDOWS_SCORED * lengths + self.restarts
+        if self.evaluations <= first:
+            raise ValueError(
+                f"evaluations: {self.evaluations} may all go into the choice of length and starts, which takes up to "
+                f"{first}; give more"
+            )
         return self
 
 

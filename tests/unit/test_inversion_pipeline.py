@@ -174,6 +174,7 @@ def test_text_on_the_map_is_text(tmp_path):
     ("section", "said"),
     [
         ({"optimization": {"position": 9, "length": 4}}, "position: 9 is outside a text of 4 tokens"),
+        ({"optimization": {"length": 4, "restarts": 2, "evaluations": 26}}, "evaluations: 26 may all go into"),
         ({"data": {"entropy": [0.9, 0.2]}}, "entropy: 0.9 must be below 0.2"),
         ({"optimisation": {}}, "did you mean 'optimization'?"),
         ({"explanation": {"endpoint": {"url": "https://a.example/v1", "model": "m", "api_key": "x"}}}, "a secret"),

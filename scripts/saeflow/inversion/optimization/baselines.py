@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saeflow.config_inversion import WINDOWS_SCORED
 from saeflow.inversion.optimization.candidates import NONE
 from saeflow.inversion.optimization.measures import score_lists
 from saeflow.inversion.optimization.objective import Objective
@@ -14,7 +15,6 @@ from saeflow.inversion.optimization.vocabulary import Vocabulary
 from saeflow.reproduce import child_seed
 
 _AT_ONCE = 1024
-_WINDOWS_SCORED = 8
 _ENOUGH = 0.9
 
 
@@ -94,7 +94,7 @@ def best_crops(
     best, chosen, spent = [], [], []
     for i, own in enumerate(windows):
         generator = torch.Generator().manual_seed(child_seed(seed, "lengths", i))
-        pairs = [(window, n) for n in lengths for window in own[:_WINDOWS_SCORED]]
+        pairs = [(window, n) for n in lengths for window in own[:WINDOWS_SCORED]]
         crops = _typed(vocabulary, (window[-n:] for window, n in pairs if len(window) >= n))
         behind = (_lengthened(window, n, vocabulary, generator) for window, n in pairs if len(window) < n)
         texts = crops + _typed(vocabulary, behind)
