@@ -24,17 +24,17 @@ from saeflow.sae.metrics import evaluate
 
 
 class PowerLaw:
-    """L0 = 10 penalty^-slope, with a relative wobble; remembers what was trained."""
+    """L0 = scale penalty^-slope, with a relative wobble; remembers what was trained."""
 
-    def __init__(self, slope=1.0, wobble=0.0):
-        self.slope, self.wobble, self.calls = slope, wobble, []
+    def __init__(self, slope=1.0, wobble=0.0, scale=10.0):
+        self.slope, self.wobble, self.scale, self.calls = slope, wobble, scale, []
 
     def train(self, penalties):
         self.calls.append(penalties)
         return list(penalties)
 
     def l0_of(self, penalty):
-        return 10 * penalty**-self.slope * (1 + self.wobble * np.sin(40 * np.log(penalty)))
+        return self.scale * penalty**-self.slope * (1 + self.wobble * np.sin(40 * np.log(penalty)))
 
 
 @pytest.fixture
@@ -136,6 +136,52 @@ def test_several_searches_share_their_rounds():
         assert results[key].trained == (key, alone.penalty)
     with pytest.raises(CalibrationError, match="gated: target_l0 50 is outside the L0 reached"):
         calibrate_many(lambda asked: [7.0] * len(asked), float, {"gated": Goal(50, [0.1, 1.0])})
+
+
+def of_networks(curves, target=20.0, **more):
+    """Searches of which all but the first are like it; how many penalties each trained, by round; the rounds."""
+    rounds = []
+
+    def train(asked):
+        rounds.append(asked)
+        return asked
+
+    goals = dict.fromkeys(curves, Goal(target, [0.01, 0.1, 1.0, 10.0], **more))
+    like = dict.fromkeys(list(curves)[1:], next(iter(curves)))
+    found = calibrate_many(train, lambda trained: curves[trained[0]].l0_of(trained[1]), goals, like=like)
+    counts = {key: [sum(k == key for k, _ in asked) for asked in rounds] for key in curves}
+    return found, {key: [n for n in by_round if n] for key, by_round in counts.items()}, len(rounds)
+
+
+@pytest.mark.parametrize("from_above", [False, True])
+def test_a_search_like_another_trains_three_penalties_in_the_others_second_round(from_above):
+    """Networks of one architecture: L0 a few percent apart at the same penalty."""
+    curves = {seed: PowerLaw(0.6, scale=scale) for seed, scale in enumerate((10.0, 10.4, 9.6))}
+    found, trained, rounds = of_networks(curves, from_above=from_above)
+    assert rounds == 2
+    assert trained == {0: [4, 3], 1: [3], 2: [3]}
+    for calibration in found.values():
+        assert calibration.l0 == pytest.approx(20, rel=0.05)
+        assert not from_above or calibration.l0 >= 20
+        assert calibration.trained[1] == calibration.penalty
+
+
+def test_a_search_less_like_another_moves_the_others_curve():
+    curves = {"first": PowerLaw(0.6), "half": PowerLaw(0.6, scale=5.0)}
+    found, trained, _ = of_networks(curves)
+    assert found["half"].l0 == pytest.approx(20, rel=0.05)
+    assert trained["half"] == [3, 3]
+
+
+def test_a_search_unlike_another_goes_on_alone():
+    """A steeper curve, and one that the other's cannot be moved onto at all."""
+    curves = {"first": PowerLaw(0.3), "steep": PowerLaw(2.0), "dead": PowerLaw(0.6, scale=0.02)}
+    found, trained, _ = of_networks(curves)
+    assert found["steep"].l0 == pytest.approx(20, rel=0.05)
+    assert found["dead"].l0 == pytest.approx(20, rel=0.05)
+    assert 4 in trained["dead"]
+    alone = calibrate(curves["first"].train, curves["first"].l0_of, Goal(20.0, [0.01, 0.1, 1.0, 10.0]))
+    assert (found["first"].penalty, found["first"].points) == (alone.penalty, alone.points)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -181,7 +181,7 @@ class InnerBlock:
 
     @torch.no_grad()
     def _logits(self) -> Float[np.ndarray, "n v"]:
-        logits = self._model(self._tokens, use_cache=False).logits[:, -1].float().cpu()
+        logits = self._model(self._tokens, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu()
         return logits[:, self._rows].double().numpy()
 
     def measured(self, direction: Direction, share: float) -> Measured:

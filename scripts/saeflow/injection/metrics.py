@@ -64,9 +64,8 @@ def bootstrap_interval(
     n_seeds, n_images = hits.shape
     hits = hits.double().cpu()
     seeds = torch.randint(n_seeds, (n_resamples, n_seeds), generator=generator)
-    means = torch.empty(n_resamples, dtype=torch.float64)
-    for i, chosen in enumerate(seeds):
-        images = torch.randint(n_images, (n_images,), generator=generator)
-        means[i] = hits[chosen].mean(0)[images].mean()
+    images = torch.randint(n_images, (n_resamples, n_images), generator=generator)
+    of_seeds = torch.nn.functional.one_hot(seeds, n_seeds).sum(1).double() / n_seeds
+    means = (of_seeds @ hits).gather(1, images).mean(1)
     low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high

@@ -101,7 +101,11 @@ def fit(
         )
 
     goals = {key: _goal(saes.variants[key.variant], stores[key.store].shape[1]) for key in keys if key not in given}
-    for key, found in calibrate_many(at, lambda r: mean_l0(r.sae.to(device), rows[r.member.store]), goals).items():
+    # Other networks and seeds start from the first of their variant in their stack: another stack may be elsewhere.
+    first = {(group_of[key], key.variant): key for key in reversed(goals)}
+    like = {key: leader for key in goals if (leader := first[group_of[key], key.variant]) != key}
+    reached = calibrate_many(at, lambda r: mean_l0(r.sae.to(device), rows[r.member.store]), goals, like=like)
+    for key, found in reached.items():
         yield key, adjusted(found.trained, key, goals[key].target_l0)
     # An earlier fit with other settings may have ended in a pass that this one does not come to.
     for left in checkpoint.parent.glob(f"{checkpoint.name}-*") if checkpoint else ():

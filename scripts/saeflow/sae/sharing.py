@@ -19,8 +19,8 @@ from saeflow import config
 # H200, the same shapes: a step of one SAE takes 1.2 to 1.9 ms whatever its size, which is launching kernels; 24 stacked
 # are 25 times and 96 stacked 65 to 110 times as fast as one after another, and no limit was seen up to there.
 _STACK_SIZE = {"cpu": 1 << 21, "cuda": 1 << 26}
-# Trainings of a search for a penalty that is met at its first refinement: see `calibration.calibrate`.
-_SEARCH = 7
+# Trainings of a search for a penalty: of one that starts from another's, and how many more where there is none.
+_SEARCH, _GRID = 3, 4
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,10 @@ def jobs(saes: config.SAEs, n_stores: int, device: str) -> list[list[Key]]:
     """
 
     def cost(keys: Sequence[Key]) -> int:
-        specs = [saes.variants[key.variant] for key in keys]
-        return sum(spec.d_sae * (_SEARCH if is_searched(spec) else 1) for spec in specs)
+        searched = {key.variant: is_searched(saes.variants[key.variant]) for key in keys}
+        trainings = [(key.variant, _SEARCH if searched[key.variant] else 1) for key in keys]
+        trainings += [(variant, _GRID) for variant in searched if searched[variant]]
+        return sum(saes.variants[variant].d_sae * n for variant, n in trainings)
 
     left = sorted(groups(saes, n_stores, device), key=cost, reverse=True)
     found: list[list[Key]] = [[] for _ in range(min(saes.shards, len(left)))]
