@@ -130,7 +130,7 @@ def label(
     parents, children, masses = [], [], []
     for rows in h.split(max(1, _LOGITS_BYTES // (4 * vocabulary_size))):
         logits = unembed(rows).float()
-        p = (logits[:, tokens] - logits.logsumexp(1, keepdim=True)).exp()
+        p = (logits.index_select(1, tokens) - logits.logsumexp(1, keepdim=True)).exp()
         mass, parent = (p @ to_parent).max(1)
         inside = (p @ to_child) * (torch.tensor(concepts.parent_of)[None] == parent[:, None])
         best, child = inside.max(1)

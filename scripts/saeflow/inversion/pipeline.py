@@ -38,6 +38,7 @@ from saeflow.sae import formats
 from saeflow.sae.architectures import SparseAutoencoder
 
 _WINDOWS = 64  # of the data set that a search of inputs starts from and takes tokens from, per feature
+_THRESHOLD_WINDOWS = 1000  # of training text, in which a latent fires, and as many others, that tell a rule's threshold
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,9 @@ def generate_explanations(
     draw = {"length": spec.window, "n": spec.examples, "quantiles": spec.quantiles}
     named, rows = {card.cluster: ", ".join(map(repr, card.tokens[:4])) for card in cards}, []
     for i, one in enumerate(chosen):
-        fitting = scoring.trial(train, i, **draw, seed=child_seed(seed, "fitting", one.feature))
+        fitting = scoring.trial(
+            train, i, **draw | {"n": _THRESHOLD_WINDOWS}, seed=child_seed(seed, "fitting", one.feature)
+        )
         testing = scoring.trial(test, i, **draw, seed=child_seed(seed, "testing", one.feature))
         rule = rules.fit(train, i, spec.most_tokens)
         made = {

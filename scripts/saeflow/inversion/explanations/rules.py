@@ -1,91 +1,115 @@
-"""The offline explanation: a latent fires where the current or the previous token is one of a few."""
+"""The offline explanation: the odds that a latent fires, by the current and the previous token."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import expit, logit
 
 from saeflow.inversion.explanations.readings import NONE, Readings
 
-_PRIOR = 4.0  # tokens of the base rate that every token's share is pulled towards
+_PENALTY = 0.5  # of squared weights: they are expected within 1.4, a factor of four of the odds
+_ROUNDS, _LARGEST_STEP = 12, 2.0
+_SURE = 30.0  # log-odds
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Chance that a latent fires, given the current and the previous token: 1 - (1 - p)(1 - q), 0 for other tokens.
+    """P(fires | token, token before) = sigma(base + current[token] + previous[token before]).
+
+    Tokens that a place does not name weigh nothing there.
 
     Arguments:
-        current: chance by token of the current place.
-        previous: chance by token of the place before.
+        base: log-odds beside tokens that are not named.
+        current: weight by token of the current place.
+        previous: weight by token of the place before.
         threshold: of a window's chance, above which it counts as one in which the latent fires.
     """
 
+    base: float
     current: dict[int, float]
     previous: dict[int, float]
     threshold: float = 0.5
 
     def chances(self, tokens: Int[np.ndarray, "*n"], previous: Int[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
         """For each token."""
-        return 1 - (1 - _looked_up(self.current, tokens)) * (1 - _looked_up(self.previous, previous))
+        return expit(self.base + _looked_up(self.current, tokens) + _looked_up(self.previous, previous))
+
+    def alone(self, weights: dict[int, float]) -> dict[int, float]:
+        """Chance by token of one place, beside a token that the other does not name."""
+        return {token: float(expit(self.base + weight)) for token, weight in weights.items()}
 
 
-def fit(readings: Readings, feature: int, most_tokens: int = 40) -> Rule:
-    """The tokens that tell most about where a latent fires.
+def never() -> Rule:
+    """Of a latent that does not fire."""
+    return Rule(-_SURE, {}, {})
 
-    A token at a place (current or previous) is worth the firings that it explains times the log of how much likelier
-    they are there; previous tokens are worth what they explain beyond the current ones chosen.
+
+def fit(readings: Readings, feature: int, most_tokens: int = 100) -> Rule:
+    """Logistic regression of whether a latent fires on both tokens: the log-likelihood less half of 0.5 |weights|^2.
+
+    Each place names the tokens that tell most of where it fires, by the score test of a weight above 0:
+    (hits - n p)^2 / (n p (1 - p)) for a token of n places, p being the share of all. By Newton's method, a place at a
+    time: the tokens of one place exclude one another, so that their curvature is diagonal.
 
     Arguments:
         readings: of text that is not used to test the rule.
         feature: column of the activations.
-        most_tokens: of both places together.
+        most_tokens: of each place.
     """
-    fires = readings.activations[:, feature] > 0
-    base = fires.mean()
+    fires = (readings.activations[:, feature] > 0).astype(float)
     if not fires.any():
-        return Rule({}, {})
-    worth_now, chance_now = _worth(readings.tokens, fires, base)
-    chosen_now = sorted(worth_now, key=lambda token: (-worth_now[token], token))[:most_tokens]
-    explained = _looked_up({token: chance_now[token] for token in chosen_now}, readings.tokens)
-    # A firing counts before as far as the current token leaves it unexplained.
-    worth_then, chance_then = _worth(readings.previous, fires, base, weight=1 - explained)
-    worth_then.pop(NONE, None)
-    both = [(worth, 0, token) for token, worth in worth_now.items()]
-    both += [(worth, 1, token) for token, worth in worth_then.items()]
-    chosen = sorted(both, key=lambda entry: (-entry[0], *entry[1:]))[:most_tokens]
-    return Rule(
-        {token: chance_now[token] for _, place, token in chosen if place == 0},
-        {token: chance_then[token] for _, place, token in chosen if place == 1},
+        return never()
+    names, columns = zip(
+        *(_telling(tokens, fires, most_tokens) for tokens in (readings.tokens, readings.previous)), strict=True
     )
+    # Column 0 stands for all tokens that are not named: its weight stays 0.
+    weights = [np.zeros(len(named) + 1) for named in names]
+    base = float(logit(np.clip(fires.mean(), 1e-6, 1 - 1e-6)))
+    for _ in range(_ROUNDS):
+        odds = base + weights[0][columns[0]] + weights[1][columns[1]]
+        p = expit(odds)
+        base += float(np.clip((fires - p).sum() / (p * (1 - p)).sum(), -_LARGEST_STEP, _LARGEST_STEP))
+        for column, weight in zip(columns, weights, strict=True):
+            p = expit(base + weights[0][columns[0]] + weights[1][columns[1]])
+            gradient = np.bincount(column, fires - p, len(weight)) - _PENALTY * weight
+            curvature = np.bincount(column, p * (1 - p), len(weight)) + _PENALTY
+            weight[1:] += np.clip(gradient / curvature, -_LARGEST_STEP, _LARGEST_STEP)[1:]
+    current, previous = (
+        dict(zip(n.tolist(), w[1:].tolist(), strict=True)) for n, w in zip(names, weights, strict=True)
+    )
+    return Rule(base, current, previous)
+
+
+def _telling(
+    tokens: Int[np.ndarray, " n"], fires: Float[np.ndarray, " n"], most: int
+) -> tuple[Int[np.ndarray, " named"], Int[np.ndarray, " n"]]:
+    """Tokens that a place names, and for each row the number of its own among them, from 1; 0 if it is not named."""
+    share = fires.mean()
+    found, where, n = np.unique(tokens, return_inverse=True, return_counts=True)
+    hits = np.bincount(where, fires)
+    # A token of nothing but firings in a text of nothing but firings says nothing.
+    score = (hits - n * share) ** 2 / np.maximum(n * share * (1 - share), 1e-12)
+    score[(hits <= n * share) | (found == NONE)] = 0
+    chosen = np.argsort(-score, kind="stable")[:most]
+    chosen = chosen[score[chosen] > 0]
+    column = np.zeros(len(found), np.int64)
+    column[chosen] = np.arange(1, len(chosen) + 1)
+    return found[chosen], column[where]
 
 
 def top_token(readings: Readings, feature: int) -> Rule:
     """The explanation to beat: the one token on which a latent's activations sum up highest."""
     values = readings.activations[:, feature]
     if not (values > 0).any():
-        return Rule({}, {})
-    return Rule({int(np.bincount(readings.tokens, values).argmax()): 1.0}, {})
+        return never()
+    return Rule(-_SURE, {int(np.bincount(readings.tokens, values).argmax()): 2 * _SURE}, {})
 
 
 def random_tokens(readings: Readings, n: int, seed: int) -> Rule:
     """The null: as many tokens, drawn from the text."""
     drawn = np.random.default_rng(seed).choice(readings.tokens, n)
-    return Rule(dict.fromkeys(np.unique(drawn).tolist(), 0.5), {})
-
-
-def _worth(
-    tokens: Int[np.ndarray, " n"], fires: np.ndarray, base: float, weight: np.ndarray | None = None
-) -> tuple[dict[int, float], dict[int, float]]:
-    """By token: what it is worth, where that is positive, and the chance of firing, pulled towards the base rate."""
-    names, where = np.unique(tokens, return_inverse=True)
-    gain = np.ones(len(tokens)) if weight is None else weight
-    total, hits = np.bincount(where, gain), np.bincount(where, gain * fires)
-    chance = (hits + _PRIOR * base) / (total + _PRIOR)
-    worth = hits * np.log(np.maximum(chance, 1e-12) / base)
-    good = (worth > 0) & (chance > base)
-    return dict(zip(names[good].tolist(), worth[good].tolist(), strict=True)), dict(
-        zip(names.tolist(), chance.tolist(), strict=True)
-    )
+    return Rule(-_SURE, dict.fromkeys(np.unique(drawn).tolist(), _SURE), {})
 
 
 def _looked_up(table: dict[int, float], tokens: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ class Evidence:
     Arguments:
         feature: its number.
         density: share of tokens on which it fires.
-        current, previous: tokens and the chance that it fires, given that one stands there, highest first.
+        current, previous: tokens and the chance that it fires where one stands beside any unnamed one, highest first.
         promoted: tokens whose logit its decoder row raises most.
         exemplars: text in which it fires most, the peak in double brackets.
         found: text that drives it most, by search; none if nothing was searched for.
@@ -43,11 +43,12 @@ class Evidence:
 def tokens_of(
     rule: Rule, strings: Callable[[Sequence[int]], list[str]]
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """The tokens of a rule's two places with their chances, highest first."""
+    """The tokens for which a rule's two places speak, with their chances, highest first."""
 
-    def shown(table: Mapping[int, float]) -> list[tuple[str, float]]:
-        order = sorted(table, key=lambda token: (-table[token], token))
-        return list(zip(strings(order) if order else [], (round(table[t], 4) for t in order), strict=True))
+    def shown(weights: Mapping[int, float]) -> list[tuple[str, float]]:
+        chances = rule.alone({token: weight for token, weight in weights.items() if weight > 0})
+        order = sorted(chances, key=lambda token: (-chances[token], token))
+        return list(zip(strings(order) if order else [], (round(chances[t], 4) for t in order), strict=True))
 
     return shown(rule.current), shown(rule.previous)
 
