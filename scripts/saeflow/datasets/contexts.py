@@ -99,7 +99,8 @@ def pack(
     if n_tokens is not None:
         raise TextError(
             f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more "
-            "text or ask for fewer"
+            f"text, or lower train_tokens and held_out_tokens alike, to {100 * found // n_tokens} %: documents are "
+            "divided in their proportion"
         )
 
 
