@@ -110,7 +110,7 @@ class Explainer(Section):
 class Explanation(Section):
     """How features are explained, and explanations tested."""
 
-    most_tokens: PositiveInt = Field(100, description="Tokens that a rule names at each of its two places, at most.")
+    most_tokens: PositiveInt = Field(100, description="Tokens that a rule names at each of its four places, at most.")
     most_text: PositiveInt = Field(500_000, description="Tokens of training text that rules are made from, at most.")
     window: Annotated[int, Field(ge=2)] = Field(32, description="Tokens of a window of a test.")
     examples: Annotated[int, Field(ge=2)] = Field(50, description="Windows that fire, and as many that do not.")

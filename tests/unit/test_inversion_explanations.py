@@ -22,9 +22,9 @@ def text(fires, n=12_000, context=60, seed=0):
     """Random tokens; one latent, which fires as told of the current and the previous token."""
     rng = np.random.default_rng(seed)
     tokens, contexts = rng.integers(0, 100, n), np.arange(n) // context
-    previous = np.where(np.diff(contexts, prepend=-1) == 0, np.roll(tokens, 1), readings.NONE)
-    z = fires(tokens, previous, rng).astype(np.float32)
-    return readings.Readings(tokens, previous, contexts, z[:, None], (z + rng.normal(0, 0.1, n) - 0.5)[:, None])
+    places = readings.places_of(tokens, np.diff(contexts, prepend=-1) == 0)
+    z = fires(tokens, places[:, 1], rng).astype(np.float32)
+    return readings.Readings(places, contexts, z[:, None], (z + rng.normal(0, 0.1, n) - 0.5)[:, None])
 
 
 def by_current(tokens, previous, rng):
@@ -48,12 +48,12 @@ def scored(fires, make=rules.fit):
 
 def test_a_rule_finds_the_tokens_and_their_place():
     rule, score = scored(by_current)
-    assert set(rule.current) == {3, 5, 8}
-    assert min(rule.alone(rule.current).values()) > 0.9
+    assert set(rule.weights[0]) == {3, 5, 8}
+    assert min(rule.alone(0).values()) > 0.9
     assert score.detection == score.fuzzing == score.balanced_accuracy == 1
     rule, score = scored(by_previous)
-    assert {4, 6} <= set(rule.previous)
-    assert rule.alone(rule.previous)[4] > 0.9 > 0.1 > max(rule.alone(rule.current).values(), default=0)
+    assert {4, 6} <= set(rule.weights[1])
+    assert rule.alone(1)[4] > 0.9 > 0.1 > max(*rule.alone(0).values(), *rule.alone(2).values())
     assert score.fuzzing > 0.99
     # A window that fires on its first token alone shows nothing of the token before.
     assert 0.85 < score.detection < 1
@@ -63,19 +63,19 @@ def test_a_rule_finds_the_tokens_and_their_place():
 def test_the_top_token_alone_explains_a_third_of_three_tokens():
     _, score = scored(by_current, rules.top_token)
     assert 0.5 < score.detection < 0.8
-    assert set(scored(by_current, rules.top_token)[0].current) < {3, 5, 8}
+    assert set(scored(by_current, rules.top_token)[0].weights[0]) < {3, 5, 8}
 
 
 def test_a_latent_that_fires_by_chance_is_not_explained():
     rule, score = scored(by_chance)
     assert 0.3 < score.detection < 0.7
-    assert max(len(rule.current), len(rule.previous)) <= 100
+    assert max(map(len, rule.weights)) <= 100
 
 
 def test_a_rule_names_no_more_tokens_than_asked_at_each_place():
     rule = rules.fit(text(by_chance), 0, most_tokens=7)
-    assert len(rule.current) == len(rule.previous) == 7
-    assert readings.NONE not in rule.previous
+    assert [len(named) for named in rule.weights] == [7] * readings.PLACES
+    assert not any(readings.NONE in named for named in rule.weights)
 
 
 def test_a_rule_is_the_penalised_logistic_regression_of_scikit_learn():
@@ -87,19 +87,19 @@ def test_a_rule_is_the_penalised_logistic_regression_of_scikit_learn():
 
     read = text(fires)
     rule = rules.fit(read, 0, most_tokens=5)
-    named = [(read.tokens == t) for t in rule.current] + [(read.previous == t) for t in rule.previous]
+    named = [read.places[:, k] == token for k, weights in enumerate(rule.weights) for token in weights]
     x, y = np.stack(named, axis=1).astype(float), read.activations[:, 0] > 0
     # C = 1 / penalty.
     model = LogisticRegression(C=2.0, tol=1e-8, max_iter=1000).fit(x, y)
-    ours = [*rule.current.values(), *rule.previous.values()]
+    ours = [weight for weights in rule.weights for weight in weights.values()]
     np.testing.assert_allclose([rule.base, *ours], [model.intercept_[0], *model.coef_[0]], atol=1e-3)
-    assert {3, 5, 8} <= set(rule.current)
-    assert {4, 6} <= set(rule.previous)
+    assert {3, 5, 8} <= set(rule.weights[0])
+    assert {4, 6} <= set(rule.weights[1])
 
 
 def test_a_latent_that_never_fires_has_an_empty_rule_and_no_score():
     rule, score = scored(lambda tokens, *_: np.zeros(len(tokens)))
-    assert rule.current == rule.previous == {}
+    assert rule.weights == ()
     assert score.detection is score.balanced_accuracy is score.fuzzing is None
     assert "never fires" in sentences.sentence(sentences.Evidence(7, 0.0))
 
@@ -140,6 +140,7 @@ def test_readings_are_the_codes_of_the_store_with_the_token_before(tmp_path):
     begins = {0, 15, 20, 30}
     assert [i for i in range(40) if read.previous[i] == readings.NONE] == sorted(begins)
     assert all(read.previous[i] == 99 + i for i in range(40) if i not in begins)
+    assert read.places[17].tolist() == [117, 116, 115, readings.NONE]
     windows = readings.best_windows(read, 0, 5, 4)
     peak = int(read.activations[:, 0].argmax())
     first = max(b for b in begins if b <= peak)
@@ -149,14 +150,20 @@ def test_readings_are_the_codes_of_the_store_with_the_token_before(tmp_path):
 
 
 EVIDENCE = sentences.Evidence(
-    5, 0.013, [(" dog", 0.91), (" cat", 0.5)], [(" the", 0.2)], [" barked"], ["a [[ dog]] ran"], " dog dog", 1.31
+    5,
+    0.013,
+    [[(" dog", 0.91), (" cat", 0.5)], [(" the", 0.2)], [], [(" a", 0.1)]],
+    [" barked"],
+    ["a [[ dog]] ran"],
+    " dog dog",
+    1.31,
 )
 
 
 def test_a_sentence_says_what_the_evidence_says():
     assert sentences.sentence(EVIDENCE, most=1) == (
-        "Feature 5 fires on ' dog' (91 %) and 1 more and after ' the' (20 %), on 1.3 % of all tokens; raises "
-        "' barked'; ' dog dog' drives it to 1.31 of its highest activation on text."
+        "Feature 5 fires on ' dog' (91 %) and 1 more and after ' the' (20 %) and three tokens after ' a' (10 %), "
+        "on 1.3 % of all tokens; raises ' barked'; ' dog dog' drives it to 1.31 of its highest activation on text."
     )
     long = dataclasses.replace(EVIDENCE, found="start" + 30 * " word" + " dog")
     assert "; '…" in sentences.sentence(long)

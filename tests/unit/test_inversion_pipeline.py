@@ -131,7 +131,7 @@ def test_explanations_have_evidence_and_scores(stages):
     for row in explained.itertuples():
         evidence = json.loads(row.evidence)
         assert row.explanation.startswith(f"Feature {row.feature} ")
-        assert len(evidence["current"]) + len(evidence["previous"]) <= 40
+        assert max(map(len, evidence["places"])) <= 100
         assert evidence["found"] in set(found.texts.loc[found.texts["feature"] == row.feature, "text"])
         assert row.n_positives > 0
 

@@ -233,13 +233,11 @@ def generate_explanations(
             "top_token_": rules.top_token(train, i),
             "random_": rules.random_tokens(train, spec.most_tokens, child_seed(seed, "random rule", one.feature)),
         }
-        current, previous = sentences.tokens_of(rule, experiment.tokens.strings)
         best = _best(found, one.feature)
         evidence = sentences.Evidence(
             one.feature,
             float(activity.density[one.feature]),
-            current,
-            previous,
+            sentences.tokens_of(rule, experiment.tokens.strings),
             list((promoted or {}).get(one.feature, ())),
             [
                 sentences.marked(shown, len(shown) - 1)

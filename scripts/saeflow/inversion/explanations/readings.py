@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from saeflow.inversion.optimization.objective import Readout
 from saeflow.sae.architectures import SparseAutoencoder
 
 _ROWS = 8192
 NONE = -1
+PLACES = 4
+"""Tokens that explanations read: the current one and three before it."""
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,25 @@ class Readings:
     """Tokens of a text and the activations of some latents on them.
 
     Arguments:
-        tokens: ids, in the order of the text.  Shape [n].
-        previous: id of the token before in the same document and context, NONE where there is none.  Shape [n].
+        places: ids of the token, in the order of the text, and of those before it in the same document and context,
+            the nearest first; NONE where there is none.  Shape [n, PLACES].
         context: number of each token's context, ascending.  Shape [n].
         activations: 0 where a latent does not fire.  Shape [n, n_features].
         scores: pre-activations of the same latents.  Shape [n, n_features].
     """
 
-    tokens: Int[np.ndarray, " n"]
-    previous: Int[np.ndarray, " n"]
+    places: Int[np.ndarray, "n places"]
     context: Int[np.ndarray, " n"]
     activations: Float[np.ndarray, "n n_features"]
     scores: Float[np.ndarray, "n n_features"]
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " n"]:
+        return self.places[:, 0]
+
+    @property
+    def previous(self) -> Int[np.ndarray, " n"]:
+        return self.places[:, 1]
 
     def windows(self, length: int) -> Int[np.ndarray, "n_windows length"]:
         """Rows of windows that do not overlap and stay inside one context; what does not fill one is left out."""
@@ -65,9 +74,16 @@ def read(sae: SparseAutoencoder, store: Any, features: Sequence[int], most_token
     document, position, context, token = store.source(slice(0, n))[:, columns].numpy().T
     follows = np.zeros(n, bool)
     follows[1:] = (np.diff(document) == 0) & (np.diff(context) == 0) & (np.diff(position) == 1)
-    previous = np.where(follows, np.roll(token, 1), NONE)
     activations, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Readings(token, previous, context, activations, scores)
+    return Readings(places_of(token, follows), context, activations, scores)
+
+
+def places_of(tokens: Int[np.ndarray, " n"], follows: Bool[np.ndarray, " n"]) -> Int[np.ndarray, "n places"]:
+    """Each token and those before it, as far as each follows the one before."""
+    places = [tokens]
+    for _ in range(PLACES - 1):
+        places.append(np.where(follows, np.roll(places[-1], 1), NONE))
+    return np.stack(places, axis=1)
 
 
 def best_windows(readings: Readings, feature: int, n: int, before: int) -> list[list[int]]:

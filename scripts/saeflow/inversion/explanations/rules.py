@@ -1,4 +1,4 @@
-"""The offline explanation: the odds that a latent fires, by the current and the previous token."""
+"""The offline explanation: the odds that a latent fires, by the current token and those before it."""
 
 from dataclasses import dataclass
 
@@ -15,38 +15,40 @@ _SURE = 30.0  # log-odds
 
 @dataclass(frozen=True)
 class Rule:
-    """P(fires | token, token before) = sigma(base + current[token] + previous[token before]).
+    """P(fires | tokens) = sigma(base + sum over places k of weights[k][token at place k]).
 
-    Tokens that a place does not name weigh nothing there.
+    Place 0 is the current token, place k the one k before. Tokens that a place does not name weigh nothing there.
 
     Arguments:
         base: log-odds beside tokens that are not named.
-        current: weight by token of the current place.
-        previous: weight by token of the place before.
+        weights: by token, of each place.
         threshold: of a window's chance, above which it counts as one in which the latent fires.
     """
 
     base: float
-    current: dict[int, float]
-    previous: dict[int, float]
+    weights: tuple[dict[int, float], ...] = ()
     threshold: float = 0.5
 
-    def chances(self, tokens: Int[np.ndarray, "*n"], previous: Int[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    def chances(self, places: Int[np.ndarray, "*n places"]) -> Float[np.ndarray, "*n"]:
         """For each token."""
-        return expit(self.base + _looked_up(self.current, tokens) + _looked_up(self.previous, previous))
+        odds = np.full(places.shape[:-1], self.base)
+        for k, weights in enumerate(self.weights):
+            odds += _looked_up(weights, places[..., k])
+        return expit(odds)
 
-    def alone(self, weights: dict[int, float]) -> dict[int, float]:
-        """Chance by token of one place, beside a token that the other does not name."""
+    def alone(self, place: int) -> dict[int, float]:
+        """Chance by token of one place, beside tokens that the others do not name."""
+        weights = self.weights[place] if place < len(self.weights) else {}
         return {token: float(expit(self.base + weight)) for token, weight in weights.items()}
 
 
 def never() -> Rule:
     """Of a latent that does not fire."""
-    return Rule(-_SURE, {}, {})
+    return Rule(-_SURE)
 
 
 def fit(readings: Readings, feature: int, most_tokens: int = 100) -> Rule:
-    """Logistic regression of whether a latent fires on both tokens: the log-likelihood less half of 0.5 |weights|^2.
+    """Logistic regression of whether a latent fires on the tokens: the log-likelihood less half of 0.5 |weights|^2.
 
     Each place names the tokens that tell most of where it fires, by the score test of a weight above 0:
     (hits - n p)^2 / (n p (1 - p)) for a token of n places, p being the share of all. By Newton's method, a place at a
@@ -60,25 +62,26 @@ def fit(readings: Readings, feature: int, most_tokens: int = 100) -> Rule:
     fires = (readings.activations[:, feature] > 0).astype(float)
     if not fires.any():
         return never()
-    names, columns = zip(
-        *(_telling(tokens, fires, most_tokens) for tokens in (readings.tokens, readings.previous)), strict=True
-    )
+    names, columns = zip(*(_telling(tokens, fires, most_tokens) for tokens in readings.places.T), strict=True)
     # Column 0 stands for all tokens that are not named: its weight stays 0.
     weights = [np.zeros(len(named) + 1) for named in names]
     base = float(logit(np.clip(fires.mean(), 1e-6, 1 - 1e-6)))
+    odds = np.full(len(fires), base)
     for _ in range(_ROUNDS):
-        odds = base + weights[0][columns[0]] + weights[1][columns[1]]
         p = expit(odds)
-        base += float(np.clip((fires - p).sum() / (p * (1 - p)).sum(), -_LARGEST_STEP, _LARGEST_STEP))
+        step = float(np.clip((fires - p).sum() / (p * (1 - p)).sum(), -_LARGEST_STEP, _LARGEST_STEP))
+        base, odds = base + step, odds + step
         for column, weight in zip(columns, weights, strict=True):
-            p = expit(base + weights[0][columns[0]] + weights[1][columns[1]])
+            p = expit(odds)
             gradient = np.bincount(column, fires - p, len(weight)) - _PENALTY * weight
             curvature = np.bincount(column, p * (1 - p), len(weight)) + _PENALTY
-            weight[1:] += np.clip(gradient / curvature, -_LARGEST_STEP, _LARGEST_STEP)[1:]
-    current, previous = (
-        dict(zip(n.tolist(), w[1:].tolist(), strict=True)) for n, w in zip(names, weights, strict=True)
+            steps = np.clip(gradient / curvature, -_LARGEST_STEP, _LARGEST_STEP)
+            steps[0] = 0
+            weight += steps
+            odds += steps[column]
+    return Rule(
+        base, tuple(dict(zip(n.tolist(), w[1:].tolist(), strict=True)) for n, w in zip(names, weights, strict=True))
     )
-    return Rule(base, current, previous)
 
 
 def _telling(
@@ -103,13 +106,13 @@ def top_token(readings: Readings, feature: int) -> Rule:
     values = readings.activations[:, feature]
     if not (values > 0).any():
         return never()
-    return Rule(-_SURE, {int(np.bincount(readings.tokens, values).argmax()): 2 * _SURE}, {})
+    return Rule(-_SURE, ({int(np.bincount(readings.tokens, values).argmax()): 2 * _SURE},))
 
 
 def random_tokens(readings: Readings, n: int, seed: int) -> Rule:
     """The null: as many tokens, drawn from the text."""
     drawn = np.random.default_rng(seed).choice(readings.tokens, n)
-    return Rule(-_SURE, dict.fromkeys(np.unique(drawn).tolist(), _SURE), {})
+    return Rule(-_SURE, (dict.fromkeys(np.unique(drawn).tolist(), _SURE),))
 
 
 def _looked_up(table: dict[int, float], tokens: np.ndarray) -> np.ndarray:

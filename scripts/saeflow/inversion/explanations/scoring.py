@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import roc_auc_score
 
-from saeflow.inversion.explanations.readings import Readings
+from saeflow.inversion.explanations.readings import NONE, PLACES, Readings
 from saeflow.inversion.explanations.rules import Rule
 from saeflow.reproduce import child_seed
 
@@ -79,11 +79,11 @@ def trial(
 
 
 def windows_scored(rule: Rule, readings: Readings, rows: Int[np.ndarray, "n length"]) -> Float[np.ndarray, " n"]:
-    """The chance that a latent fires on any token of each window; the token before a window is not seen."""
-    previous = readings.previous[rows].copy()
-    if len(rows):
-        previous[:, 0] = -1
-    return 1 - (1 - rule.chances(readings.tokens[rows], previous)).prod(1)
+    """The chance that a latent fires on any token of each window; tokens before a window are not seen."""
+    places = readings.places[rows]
+    for k in range(1, PLACES):
+        places[:, :k, k] = NONE
+    return 1 - (1 - rule.chances(places)).prod(1)
 
 
 def with_threshold(rule: Rule, readings: Readings, trial: Trial) -> Rule:
@@ -119,7 +119,7 @@ def _fuzzing(rule: Rule, readings: Readings, rows: np.ndarray, feature: int, see
     rng = np.random.default_rng(child_seed(seed, "fuzzing", feature))
     yes, no = [], []
     for window in rows:
-        chances = rule.chances(readings.tokens[window], readings.previous[window])
+        chances = rule.chances(readings.places[window])
         fires: Bool[np.ndarray, " length"] = readings.activations[window, feature] > 0
         n = min(fires.sum(), (~fires).sum())
         if n:

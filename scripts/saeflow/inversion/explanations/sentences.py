@@ -1,11 +1,12 @@
 """One sentence on a latent, made of evidence alone, and the evidence beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from saeflow.inversion.explanations.rules import Rule
 
 _CHARACTERS = 60  # of a found text in a sentence: its end, where the latent fires
+_STANDING = ("on", "after", "two tokens after", "three tokens after")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Evidence:
     Arguments:
         feature: its number.
         density: share of tokens on which it fires.
-        current, previous: tokens and the chance that it fires where one stands beside any unnamed one, highest first.
+        places: of the current token and of those before it, the nearest first: tokens and the chance that it fires
+            where one stands there beside any unnamed ones, highest first.
         promoted: tokens whose logit its decoder row raises most.
         exemplars: text in which it fires most, the peak in double brackets.
         found: text that drives it most, by search; none if nothing was searched for.
@@ -26,8 +28,7 @@ class Evidence:
 
     feature: int
     density: float
-    current: list[tuple[str, float]] = field(default_factory=list)
-    previous: list[tuple[str, float]] = field(default_factory=list)
+    places: list[list[tuple[str, float]]] = field(default_factory=list)
     promoted: list[str] = field(default_factory=list)
     exemplars: list[str] = field(default_factory=list)
     found: str | None = None
@@ -40,17 +41,14 @@ class Evidence:
         return asdict(self)
 
 
-def tokens_of(
-    rule: Rule, strings: Callable[[Sequence[int]], list[str]]
-) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """The tokens for which a rule's two places speak, with their chances, highest first."""
-
-    def shown(weights: Mapping[int, float]) -> list[tuple[str, float]]:
-        chances = rule.alone({token: weight for token, weight in weights.items() if weight > 0})
+def tokens_of(rule: Rule, strings: Callable[[Sequence[int]], list[str]]) -> list[list[tuple[str, float]]]:
+    """The tokens for which each place of a rule speaks, with their chances, highest first."""
+    places = []
+    for place, weights in enumerate(rule.weights):
+        chances = {token: chance for token, chance in rule.alone(place).items() if weights[token] > 0}
         order = sorted(chances, key=lambda token: (-chances[token], token))
-        return list(zip(strings(order) if order else [], (round(chances[t], 4) for t in order), strict=True))
-
-    return shown(rule.current), shown(rule.previous)
+        places.append(list(zip(strings(order) if order else [], (round(chances[t], 4) for t in order), strict=True)))
+    return places
 
 
 def marked(tokens: Sequence[str], peak: int) -> str:
@@ -62,18 +60,15 @@ def sentence(evidence: Evidence, most: int = 5) -> str:
     """What the evidence says, in one sentence.
 
     Arguments:
-        most: tokens named per place.
+        most: tokens named of the current and the previous place; of those before it two.
     """
     if evidence.density == 0:
         return f"Feature {evidence.feature} never fires on the text of this study; there is nothing to explain."
-    parts = []
-    if evidence.current:
-        parts.append(f"fires on {_quoted(evidence.current, most)}")
-    if evidence.previous:
-        parts.append(f"{'' if parts else 'fires '}after {_quoted(evidence.previous, most)}")
-    if not parts:
-        parts.append("fires on no token in particular")
-    said = " and ".join(parts) + f", on {100 * evidence.density:.2g} % of all tokens"
+    named = zip(_STANDING, evidence.places, (most, most, 2, 2), strict=False)
+    parts = [f"{where} {_quoted(tokens, n)}" for where, tokens, n in named if tokens]
+    said = (
+        f"fires {' and '.join(parts) or 'on no token in particular'}, on {100 * evidence.density:.2g} % of all tokens"
+    )
     if evidence.promoted:
         said += f"; raises {', '.join(map(repr, evidence.promoted[:most]))}"
     if evidence.concepts:
