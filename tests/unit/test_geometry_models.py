@@ -1,5 +1,6 @@
 """Geometry on small models of every architecture: unembeddings, labelled contexts, vectors added, SAEs measured."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -215,6 +216,18 @@ def test_an_sae_that_is_the_hierarchy_is_pure_and_one_without_is_not():
     assert [row["concept"] for row in rows] == ["p", "q"]
     assert good["one_minus_ev"] == pytest.approx(1 - good["ev"])
     assert good["one_minus_ce"] == pytest.approx(1 - good["ce_recovered"])
+
+
+def test_cross_entropy_is_measured_evenly_over_contexts_with_a_label_and_without(monkeypatch):
+    """Chosen contexts have those with a label first."""
+    made, _ = bench(4000)
+    order = np.argsort(made.test.parent == NONE, kind="stable")
+    parts = (made.test.h, made.test.next_token, made.test.parent, made.test.child, made.test.split)
+    test = LabelledContexts(*(part[order] for part in parts))
+    monkeypatch.setattr("saeflow.geometry.evaluation.N_PREDICTED", 50)
+    sampled = dataclasses.replace(made, test=test).predicted
+    assert len(np.unique(sampled)) == 50
+    assert (test.parent[sampled] == NONE).mean() == pytest.approx((test.parent == NONE).mean(), abs=0.021)
 
 
 def test_recovered_cross_entropy_is_one_for_the_activations_and_zero_for_their_mean():

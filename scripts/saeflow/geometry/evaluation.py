@@ -61,9 +61,10 @@ class Bench:
 
     @cached_property
     def predicted(self) -> Int[np.ndarray, " n"]:
-        """Test contexts whose next token is known and counts."""
+        """Test contexts whose next token is known and counts, evenly from all: those with a label come first."""
         known = np.flatnonzero(self.test.next_token != NONE)
-        return known[self.place[self.test.next_token[known]] >= 0][:N_PREDICTED]
+        counts = known[self.place[self.test.next_token[known]] >= 0]
+        return counts[np.linspace(0, len(counts) - 1, min(N_PREDICTED, len(counts))).round().astype(int)]
 
     def cross_entropy(self, x: Float[np.ndarray, "n d"]) -> float:
         """Mean over `predicted` of -log p(next token) with x in place of the activations, in nats."""
