@@ -165,6 +165,8 @@ def test_a_sentence_says_what_the_evidence_says():
         "Feature 5 fires on ' dog' (91 %) and 1 more and after ' the' (20 %) and three tokens after ' a' (10 %), "
         "on 1.3 % of all tokens; raises ' barked'; ' dog dog' drives it to 1.31 of its highest activation on text."
     )
+    weak = dataclasses.replace(EVIDENCE, places=[[(" dog", 0.91), (" cat", 0.004)], [(" the", 0.019)]])
+    assert "fires on ' dog' (91 %) and 1 more, on 1.3 %" in sentences.sentence(weak)
     long = dataclasses.replace(EVIDENCE, found="start" + 30 * " word" + " dog")
     assert "; '…" in sentences.sentence(long)
     assert "word dog' drives it" in sentences.sentence(long)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from saeflow.inversion.explanations.rules import Rule
 
 _CHARACTERS = 60  # of a found text in a sentence: its end, where the latent fires
+_LEAST = 0.02  # chance of a token that a sentence names
 _STANDING = ("on", "after", "two tokens after", "three tokens after")
 
 
@@ -65,7 +66,7 @@ def sentence(evidence: Evidence, most: int = 5) -> str:
     if evidence.density == 0:
         return f"Feature {evidence.feature} never fires on the text of this study; there is nothing to explain."
     named = zip(_STANDING, evidence.places, (most, most, 2, 2), strict=False)
-    parts = [f"{where} {_quoted(tokens, n)}" for where, tokens, n in named if tokens]
+    parts = [f"{where} {_quoted(tokens, n)}" for where, tokens, n in named if tokens and tokens[0][1] >= _LEAST]
     said = (
         f"fires {' and '.join(parts) or 'on no token in particular'}, on {100 * evidence.density:.2g} % of all tokens"
     )
@@ -82,6 +83,6 @@ def sentence(evidence: Evidence, most: int = 5) -> str:
 
 
 def _quoted(tokens: Sequence[tuple[str, float]], most: int) -> str:
-    shown = ", ".join(f"{token!r} ({100 * chance:.0f} %)" for token, chance in tokens[:most])
-    rest = len(tokens) - most
-    return shown + (f" and {rest} more" if rest > 0 else "")
+    shown = [f"{token!r} ({100 * chance:.0f} %)" for token, chance in tokens[:most] if chance >= _LEAST]
+    rest = len(tokens) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
