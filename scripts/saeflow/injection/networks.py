@@ -93,7 +93,7 @@ class _Counter(TorchFunctionMode):
         elif name == "conv2d":
             self.multiply_adds += result.numel() * args[1][0].numel()
         elif name == "einsum":
-            raise NotImplementedError("multiply_adds: einsum is not counted; write the product as a matmul")
+            raise TypeError("multiply_adds: einsum is not counted; write the product as a matmul")
         return result
 
 
