@@ -75,7 +75,7 @@ def ratios(table: pd.DataFrame) -> plt.Figure:
 
 
 def curves(table: pd.DataFrame) -> plt.Figure:
-    """Best ratio so far against evaluations, by method: median over features, band between quartiles."""
+    """Best ratio so far against evaluations, by method: median over features, once all have begun, and quartiles."""
     figure, axes = plt.subplots(figsize=(PAGE / 2, 2.4))
     for index, (method, own) in enumerate(table.groupby("method", sort=True)):
         grid = np.unique(np.linspace(0, own["evaluations"].max(), 80).astype(int))
@@ -84,8 +84,8 @@ def curves(table: pd.DataFrame) -> plt.Figure:
             at = np.searchsorted(curve["evaluations"].to_numpy(), grid, side="right") - 1
             rows.append(np.where(at >= 0, curve["ratio"].to_numpy()[np.maximum(at, 0)], np.nan))
         rows = np.array(rows)
-        there = ~np.isnan(rows).all(0)
-        low, middle, high = np.nanquantile(rows[:, there], [0.25, 0.5, 0.75], axis=0)
+        there = ~np.isnan(rows).any(0)
+        low, middle, high = np.quantile(rows[:, there], [0.25, 0.5, 0.75], axis=0)
         axes.plot(grid[there], middle, color=colour(index), linewidth=1.2, label=METHODS.get(method, method))
         axes.fill_between(grid[there], low, high, color=colour(index), alpha=0.2, linewidth=0)
     axes.axhline(1, color="black", linewidth=0.6)
