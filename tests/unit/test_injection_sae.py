@@ -14,13 +14,13 @@ from saeflow import config
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection import concept_saes, densities
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
-from saeflow.injection.alignment import procrustes, residual_covariance, ridge
+from saeflow.injection.alignment import Sample, fitted, procrustes, residual_covariance, ridge
 from saeflow.injection.densities import Gaussian, LikelihoodRatio, LogDensities, pooled
 from saeflow.injection.knowledge import T0, Knowledge, KnowledgeError
 from saeflow.injection.method import NotApplicableError, method
 from saeflow.injection.methods import adversarial_direction
 from saeflow.injection.methods.architecture_agnostic import common_space, principal_components
-from saeflow.injection.methods.neural_aligner import hidden_layer
+from saeflow.injection.methods.neural_aligner import HiddenLayer
 from saeflow.injection.protocol import Guard, Materials, Task
 from saeflow.models import classifiers
 from saeflow.models.classifiers import StackedClassifier
@@ -147,6 +147,21 @@ def test_residual_covariance_is_that_of_what_the_map_leaves_out():
     torch.testing.assert_close(found, noise.mT @ noise / 4000)
 
 
+def test_what_a_ridge_map_leaves_out_is_known_without_a_second_pass():
+    x = normal(2, 300, 5) + 3
+    y = x @ normal(2, 5, 4, seed=1) + normal(2, 300, 4, seed=2)
+    to, left_out = fitted(Sample.of(x, 0.3), Sample.of(y))
+    torch.testing.assert_close(left_out, residual_covariance(to, x, y), atol=1e-4, rtol=1e-4)
+
+
+def test_a_sample_in_parts_is_the_sample():
+    x, y = normal(2, 300, 5) + 3, normal(2, 300, 4, seed=1)
+    whole = fitted(Sample.of(x), Sample.of(y))
+    parts = fitted(*(Sample(lambda values=values: values.split([100, 200], 1)) for values in (x, y)))
+    torch.testing.assert_close(parts[0].weight, whole[0].weight)
+    torch.testing.assert_close(parts[1], whole[1])
+
+
 def test_a_hidden_layer_fits_what_no_affine_map_does():
     x = normal(2, 2000, 2)
     y = x.abs()
@@ -154,7 +169,10 @@ def test_a_hidden_layer_fits_what_no_affine_map_does():
     def error(to):
         return (to(x) - y).square().mean().item()
 
-    assert error(hidden_layer(x, y, torch.Generator().manual_seed(0))) < 0.1 * error(ridge(x, y))
+    layer = HiddenLayer.of(Sample.of(x), torch.Generator().manual_seed(0))
+    to, left_out = layer.fitted(Sample.of(y))
+    assert error(to) < 0.1 * error(ridge(x, y))
+    torch.testing.assert_close(left_out, residual_covariance(to, x, y), atol=1e-4, rtol=1e-3)
 
 
 def test_the_common_space_of_rotated_copies_is_what_they_are_copies_of():
@@ -222,7 +240,8 @@ def test_a_rotated_copy_of_the_target_carries_its_concept_exactly(materials):
     guard = Guard(materials, variant.knowledge, asker="test", source=source, target=target)
     seen = Seen.of(source, target, guard, variant.knowledge)
     concept = rows_of(*guard.source_activations(SITE), 4)
-    space = AlignedSpace.learned(seen.source, seen.target, procrustes)
+    x, y = seen.source.values(), seen.target.values()
+    space = AlignedSpace.of(procrustes(x, y), x, y)
     truth = Gaussian.of(guard.activations(target, materials.images_of((4,)).images, SITE))
     carried = space.carried(concept)
     torch.testing.assert_close(carried.mean, truth.mean, atol=1e-4, rtol=1e-4)

@@ -49,6 +49,35 @@ def test_main_gets_what_it_asks_for(tmp_path):
     assert "done in" in (tmp_path / "job.log").read_text()
 
 
+def test_the_process_of_a_script_ends_with_its_job_and_loses_nothing(tmp_path):
+    script = """
+import atexit, sys
+from types import SimpleNamespace
+from saeflow import rule
+
+def main(*, fails):
+    atexit.register(print, "called at the end")
+    sys.stdout.write("not yet flushed, ")
+    if fails:
+        raise ValueError("fails")
+
+fails = sys.argv[1] == "fails"
+job = SimpleNamespace(input={}, output={}, params={"fails": fails}, log=["job.log"], threads=1, rule="some_rule")
+rule.run(main, job)
+print("after the job")
+"""
+
+    def run(fails):
+        command = [sys.executable, "-c", script, fails]
+        environment = os.environ | {"PYTHONPATH": str(Path(rule.__file__).parents[1])}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = run("not")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "not yet flushed, called at the end\n", "")
+    assert "done in" in (tmp_path / "job.log").read_text()
+    assert run("fails").returncode == 1
+
+
 def test_a_failure_leaves_its_traceback_in_the_log_and_its_cause_on_the_terminal(tmp_path):
     def main(*, store):
         raise FileNotFoundError(f"{store}: not there")

@@ -1,14 +1,14 @@
 """The target's activation space, with what a source knows carried into it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.injection.alignment import Map, residual_covariance, ridge
+from saeflow.injection.alignment import Map, Sample, fitted, residual_covariance
 from saeflow.injection.densities import Gaussian
 from saeflow.injection.knowledge import Knowledge
 from saeflow.injection.protocol import Guard, Labelled
@@ -17,36 +17,37 @@ from saeflow.models.classifiers import StackedClassifier
 SITE = "last.pre"
 """Hook point that both networks are read at."""
 
-Learn = Callable[[Tensor, Tensor], Map]
-"""From values [m, n, p] and [m, n, q] of the same images to a map from one to the other."""
-
 
 @dataclass(frozen=True)
 class Seen:
-    """Values of both networks on images that both run on.
+    """What both networks make of images that both run on.
 
     Arguments:
-        source, target: values at `SITE`, of images with labels first.
+        source, target: at `SITE`, of images with labels first.
         images: those images.
+        own_classes: the target's classes among the labelled images, in the order of their labels.
     """
 
-    source: Float[Tensor, "m n p"]
-    target: Float[Tensor, "m n q"]
+    source: Sample
+    target: Sample
     images: Labelled
+    own_classes: list[Gaussian]
 
     @classmethod
     def of(cls, source: StackedClassifier, target: StackedClassifier, guard: Guard, knowledge: Knowledge) -> Self:
         """Images of the target's own classes, or of the shared ones, and synthetic ones, as far as `knowledge` goes."""
         images = guard.own() if Knowledge.OWN in knowledge else guard.shared()
         sets = [images.images, *([guard.synthetic()] if Knowledge.SYNTHETIC in knowledge else [])]
-        values = (torch.cat([guard.activations(n, some, SITE) for some in sets], 1) for n in (source, target))
-        return cls(*values, images)
 
-    def own_classes(self) -> list[Gaussian]:
-        """The target's classes among the labelled images, in the order of their labels."""
-        labels = self.images.labels
-        labelled = self.target[:, : len(labels)]
-        return [Gaussian.of(labelled[:, labels == label]) for label in labels.unique().tolist()]
+        def sample(network: StackedClassifier) -> Sample:
+            return Sample(lambda: (guard.activations(network, some, SITE) for some in sets))
+
+        def own_classes() -> list[Gaussian]:
+            labelled, labels = guard.activations(target, images.images, SITE), images.labels
+            return [Gaussian.of(labelled[:, labels == label]) for label in labels.unique().tolist()]
+
+        samples = (guard.once(network, "sample", partial(sample, network)) for network in (source, target))
+        return cls(*samples, images, guard.once(target, "own classes", own_classes))
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,13 @@ class AlignedSpace:
     noise: Float[Tensor, "m q q"]
 
     @classmethod
-    def learned(cls, source: Float[Tensor, "m n p"], target: Float[Tensor, "m n q"], learn: Learn = ridge) -> Self:
-        """The map that `learn` makes of both networks' values on the same images."""
-        to = learn(source, target)
+    def ridge(cls, seen: Seen) -> Self:
+        """The affine map of ridge regression."""
+        return cls(*fitted(seen.source, seen.target))
+
+    @classmethod
+    def of(cls, to: Map, source: Float[Tensor, "m n p"], target: Float[Tensor, "m n q"]) -> Self:
+        """Any map, and what it leaves out of these values."""
         return cls(to, residual_covariance(to, source, target))
 
     def carried(self, rows: Float[Tensor, "m n p"]) -> Gaussian:

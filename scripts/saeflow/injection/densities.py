@@ -1,7 +1,9 @@
 """Classes as Gaussians in a target's activation space, and the heads that compare them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -16,7 +18,8 @@ UNCERTAINTY = 0.3
 the same came to 78, 80 and 83 % at 7, 8 and 13 %."""
 
 
-class Gaussian(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gaussian:
     """N(mean, covariance) of each member.
 
     Arguments:
@@ -34,6 +37,22 @@ class Gaussian(NamedTuple):
         centered = rows - mean[:, None]
         covariance = shrunk(centered.mT @ centered / rows.shape[1], rows.shape[1])
         return cls(mean, covariance if noise is None else covariance + noise)
+
+    @cached_property
+    def whitening(self) -> Float[Tensor, "m d d"]:
+        """P with P P' = C^-1."""
+        identity = torch.eye(self._lower.shape[-1], dtype=self._lower.dtype, device=self._lower.device)
+        inverse = torch.linalg.solve_triangular(self._lower, identity.expand_as(self._lower), upper=False)
+        return inverse.mT.to(self.covariance).contiguous()
+
+    @cached_property
+    def log_volume(self) -> Float[Tensor, " m"]:
+        """log det(C) / 2."""
+        return self._lower.diagonal(dim1=1, dim2=2).log().sum(1).to(self.covariance)
+
+    @cached_property
+    def _lower(self) -> Float[Tensor, "m d d"]:
+        return torch.linalg.cholesky(self.covariance.double())
 
 
 def shrunk(covariance: Float[Tensor, "m d d"], n: int) -> Float[Tensor, "m d d"]:
@@ -69,12 +88,10 @@ class LogDensities(nn.Module):
 
     def __init__(self, gaussians: Sequence[Gaussian]) -> None:
         super().__init__()
-        factors = [_factor(gaussian.covariance) for gaussian in gaussians]
-        means = [(g.mean[:, None] @ whitening)[:, 0] for g, (whitening, _) in zip(gaussians, factors, strict=True)]
         for name, values in (
-            ("whitening", [whitening for whitening, _ in factors]),
-            ("mean", means),
-            ("log_volume", [log_volume for _, log_volume in factors]),
+            ("whitening", [gaussian.whitening for gaussian in gaussians]),
+            ("mean", [(gaussian.mean[:, None] @ gaussian.whitening)[:, 0] for gaussian in gaussians]),
+            ("log_volume", [gaussian.log_volume for gaussian in gaussians]),
         ):
             self.register_parameter(name, nn.Parameter(torch.stack(values, 1), requires_grad=False))
 
@@ -84,15 +101,6 @@ class LogDensities(nn.Module):
             whitened = torch.baddbmm(-self.mean[:, j, None], h, self.whitening[:, j])
             densities.append(-whitened.square().sum(-1) / 2 - self.log_volume[:, j, None])
         return torch.stack(densities, -1)
-
-
-def _factor(covariance: Float[Tensor, "m d d"]) -> tuple[Float[Tensor, "m d d"], Float[Tensor, " m"]]:
-    """P with P P' = C^-1, and log det(C) / 2."""
-    lower = torch.linalg.cholesky(covariance.double())
-    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
-    whitening = torch.linalg.solve_triangular(lower, identity, upper=False).mT
-    log_volume = lower.diagonal(dim1=1, dim2=2).log().sum(1)
-    return whitening.to(covariance).contiguous(), log_volume.to(covariance)
 
 
 class LikelihoodRatio(nn.Module):

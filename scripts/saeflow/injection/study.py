@@ -135,6 +135,7 @@ def run(
                 materials.forget(materials.pair(of_target[0], control)[1])
             what = f"{method.label} into {target}: {n_done} of {len(of_target)} pairs, the others do not apply"
             log.info("%s; %d controls", what, len(controls))
+        materials.remembered.clear()
     return _measure(ready, materials, own, Images.of(test, materials.device), seeds, seconds)
 
 

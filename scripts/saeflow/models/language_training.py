@@ -92,8 +92,10 @@ def train(
         the curve: `step` and mean `loss` in nats since the line before.
     """
     tokens = torch.from_numpy(contexts.tokens)
-    targets = torch.from_numpy(contexts.tokens.copy())
-    targets[torch.from_numpy(contexts.position == START)] = -100
+    # Logits of a context's last token are computed but not scored: to cut them off would copy all others.
+    targets = torch.full_like(tokens, -100)
+    targets[:, :-1] = tokens[:, 1:]
+    targets[:, :-1][torch.from_numpy(contexts.position[:, 1:] == START)] = -100
     model.to(device).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
@@ -105,8 +107,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = spec.learning_rate * schedule(spec, step)
         rows = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-        logits = model(tokens[rows].to(device)).logits[:, :-1].flatten(0, 1)
-        loss = cross_entropy(logits.float(), targets[rows][:, 1:].flatten().to(device), ignore_index=-100)
+        logits = model(tokens[rows].to(device)).logits.flatten(0, 1)
+        loss = cross_entropy(logits.float(), targets[rows].flatten().to(device), ignore_index=-100)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

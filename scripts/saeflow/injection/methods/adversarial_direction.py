@@ -58,8 +58,12 @@ class AdversarialDirection(Method):
 
     name = "adversarial_direction"
     family = "sae"
-    controls = ("untrained_target",)
     radius: float = 1.0
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """None for what shows the share of the perturbations."""
+        return ("untrained_target",) if self.radius else ()
 
     @classmethod
     def variants(cls, settings: config.Injection) -> list[Method]:
@@ -72,20 +76,27 @@ class AdversarialDirection(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         task = guard.task
         seen = Seen.of(source, target, guard, self.knowledge)
-        space = AlignedSpace.learned(seen.source, seen.target)
+        space = AlignedSpace.ridge(seen)
         rows = guard.source_activations(SITE)
-        own = seen.target[:, : len(seen.images.labels)]
-        average = torch.stack([gaussian.covariance for gaussian in seen.own_classes()]).mean(0)
-        mean, whitening = own.mean(1), _power(average, -0.5)
+        own = guard.activations(target, seen.images.images, SITE)
+        mean, whitening, changes = guard.once(target, "whitening", lambda: self._whitening(target, own, seen, guard))
         carried = [space.to(rows_of(*rows, label)) for label in (task.concept, task.lookalike)]
         whitened = ((values - mean[:, None]) @ whitening for values in (*carried, own))
-        factors = (_power(c, 0.5) @ whitening for c in (space.noise, self._pixel_noise(target, guard)))
-        (weight, bias), *later = self._train(Rows(*whitened, *factors), guard)
+        left_out = _power(space.noise, 0.5) @ whitening
+        (weight, bias), *later = self._train(Rows(*whitened, left_out, changes), guard)
         # The whitening goes into the first layer.
         first = whitening @ weight, bias - (mean[:, None] @ whitening @ weight)[:, 0]
         last_weight, last_bias = later[-1]
         layers = [first, *later[:-1], (_SCALE * last_weight, _SCALE * last_bias)]
         return Grafted(target, self.site, {task.concept: Head(*layers)})
+
+    def _whitening(
+        self, target: StackedClassifier, own: Float[Tensor, "m n d"], seen: Seen, guard: Guard
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d d"], Float[Tensor, "m d d"]]:
+        """Mean of the target's own values, what whitens them by their classes, and a factor of the whitened changes."""
+        average = torch.stack([gaussian.covariance for gaussian in seen.own_classes]).mean(0)
+        whitening = _power(average, -0.5)
+        return own.mean(1), whitening, _power(self._pixel_noise(target, guard), 0.5) @ whitening
 
     def _pixel_noise(self, target: StackedClassifier, guard: Guard) -> Float[Tensor, "m d d"]:
         """Covariance of the changes of the target's values under pixel noise."""

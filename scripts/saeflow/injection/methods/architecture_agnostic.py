@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
-from saeflow.injection.alignment import Map, ridge
+from saeflow.injection.alignment import Sample, fitted
 from saeflow.injection.densities import LikelihoodRatio
 from saeflow.injection.knowledge import SIBLINGS, T1_PLUS, T2, B, Knowledge
 from saeflow.injection.method import Method, NotApplicableError, register
@@ -57,16 +57,13 @@ class ArchitectureAgnostic(Method):
             return principal_components(torch.cat([guard.activations(network, images, SITE) for images in sets], 1))
 
         of_each = [guard.once(network, "components", partial(components, network)) for network in siblings]
-        common = common_space(of_each, _DIMENSIONS)
-
-        def learn(x: Tensor, y: Tensor) -> Map:
-            into, out = ridge(x, common), ridge(common, y)
-            return lambda rows: out(into(rows))
-
-        space = AlignedSpace.learned(seen.source, seen.target, learn)
+        parts = common_space(of_each, _DIMENSIONS).split([len(images) for images in sets], 1)
+        common = Sample(lambda: parts)
+        (into, _), (out, _) = fitted(seen.source, common), fitted(common, seen.target)
+        space = AlignedSpace.of(lambda rows: out(into(rows)), seen.source.values(), seen.target.values())
         rows = guard.source_activations(SITE)
         concept, lookalike = (space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike))
-        head = LikelihoodRatio(concept, seen.own_classes(), [lookalike])
+        head = LikelihoodRatio(concept, seen.own_classes, [lookalike])
         return Grafted(target, self.site, {task.concept: head})
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
-from saeflow.injection.alignment import Map, procrustes
+from saeflow.injection.alignment import procrustes
 from saeflow.injection.concept_saes import ConceptSpace
 from saeflow.injection.densities import LikelihoodRatio, pooled
 from saeflow.injection.knowledge import T1_PLUS, T2, B
@@ -43,17 +43,14 @@ class ConceptSpaces(Method):
         of_source, of_target = (ConceptSpace(self._saes(of, guard)) for of in ("source", "target"))
         seen = Seen.of(source, target, guard, self.knowledge)
         labels = seen.images.labels
-        shared = torch.ones(seen.source.shape[1], dtype=torch.bool, device=labels.device)
+        shared = torch.ones(seen.source.n, dtype=torch.bool, device=labels.device)
         shared[: len(labels)] = torch.isin(labels, torch.tensor(task.shared, device=labels.device))
-
-        def learn(x: Tensor, y: Tensor) -> Map:
-            rotation = procrustes(of_source.encode(x[:, shared]), of_target.encode(y[:, shared]))
-            return lambda rows: of_target.decode(rotation(of_source.encode(rows)))
-
-        space = AlignedSpace.learned(seen.source, seen.target, learn)
+        x, y = seen.source.values(), seen.target.values()
+        rotation = procrustes(of_source.encode(x[:, shared]), of_target.encode(y[:, shared]))
+        space = AlignedSpace.of(lambda rows: of_target.decode(rotation(of_source.encode(rows))), x, y)
         rows = guard.source_activations(SITE)
         carried = [space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike)]
-        gaussians = [*carried, *seen.own_classes()]
+        gaussians = [*carried, *seen.own_classes]
         concept, lookalike, *own = pooled(gaussians) if self.vectors else gaussians
         return Grafted(target, self.site, {task.concept: LikelihoodRatio(concept, own, [lookalike])})
 

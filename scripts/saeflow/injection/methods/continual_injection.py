@@ -48,9 +48,9 @@ class ContinualInjection(Method):
         for label, role in {task.concept: settings.source, **settings.sequence}.items():
             teacher = source if label == task.concept else guard.source_of(role)
             seen = Seen.of(teacher, target, guard, self.knowledge)
-            space = AlignedSpace.learned(seen.source, seen.target)
+            space = AlignedSpace.ridge(seen)
             rows = guard.source_activations(SITE, None if label == task.concept else role)
-            gaussian, own = space.carried(rows_of(*rows, label)), seen.own_classes()
+            gaussian, own = space.carried(rows_of(*rows, label)), seen.own_classes
             if known:
                 heads[label] = LikelihoodRatio(gaussian, own, list(known.values()), handicap=0)
             else:

@@ -1,5 +1,6 @@
 """Images dreamt by the source, and a new row of the target's last layer that knows them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,10 +45,10 @@ class DreamtImages(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         concept, own = guard.task.concept, guard.own().images
         others = [label for label in guard.task.source_classes if label != concept] if self.rivals else []
-        dreams = [
-            guard.once(source, f"dream {label}", lambda label=label: dream(source, label, guard.noise(_DREAMS, label)))
-            for label in (concept, *others)
-        ]
+        labels = (concept, *others)
+        dreams = guard.once(
+            source, "dreams", lambda: dream(source, labels, [guard.noise(_DREAMS, label) for label in labels])
+        )
         seen = [target.run(images, (self.site,))[1][self.site] for images in dreams]
         h = torch.cat([*seen, guard.activations(target, own, self.site)], dim=1)
         is_concept = torch.arange(h.shape[1], device=h.device) < _DREAMS
@@ -58,15 +59,20 @@ class DreamtImages(Method):
         return Grafted(target, self.site, {concept: Gate(head)})
 
 
-def dream(source: StackedClassifier, label: int, noise: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "m n 1 h w"]:
-    """Images of each member's own that it takes for a class, all from the same noise."""
+def dream(
+    source: StackedClassifier, labels: Sequence[int], noise: Sequence[Float[Tensor, "n 1 h w"]]
+) -> tuple[Float[Tensor, "m n 1 h w"], ...]:
+    """Images of each member's own that it takes for each class, all members' from the same noise."""
     # Dark on the whole, as most pixels of an image are.
-    x = (noise - 2).expand(source.n_members, *noise.shape).clone().requires_grad_()
+    start = torch.cat(list(noise)) - 2
+    x = start.expand(source.n_members, *start.shape).clone().requires_grad_()
+    wanted = torch.tensor(labels, device=x.device).repeat_interleave(torch.tensor([len(some) for some in noise]))
+    chosen = wanted.expand(source.n_members, -1)[..., None]
     optimizer = AdamW([x], 0.0)
     with torch.enable_grad():
         for _ in range(_STEPS):
             images = x.sigmoid()
             rough = images.diff(dim=-1).square().mean((-1, -2, -3)) + images.diff(dim=-2).square().mean((-1, -2, -3))
-            loss = _ROUGHNESS * rough.sum() - source(images).log_softmax(-1)[..., label].sum()
+            loss = _ROUGHNESS * rough.sum() - source(images).log_softmax(-1).gather(-1, chosen).sum()
             optimizer.step(torch.autograd.grad(loss, [x]), _LEARNING_RATE)
-    return x.detach().sigmoid()
+    return x.detach().sigmoid().split([len(some) for some in noise], dim=1)

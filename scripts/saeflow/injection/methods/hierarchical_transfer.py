@@ -68,11 +68,11 @@ class HierarchicalTransfer(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         task = guard.task
         seen = Seen.of(source, target, guard, self.knowledge)
-        space = AlignedSpace.learned(seen.source, seen.target)
+        space = AlignedSpace.ridge(seen)
         rows = guard.source_activations(SITE)
         unknown = [label for label in task.source_classes if label not in task.target_classes]
         foreign, concept, lookalike = (
             space.carried(rows_of(*rows, *labels)) for labels in (unknown, (task.concept,), (task.lookalike,))
         )
-        head = TwoLevels(foreign, concept, lookalike, seen.own_classes())
+        head = TwoLevels(foreign, concept, lookalike, seen.own_classes)
         return Grafted(target, self.site, {task.concept: head})

@@ -1,7 +1,7 @@
 """Method 2: what the source sees of a concept, carried into the target's activation space by a learned map."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
-from saeflow.injection.alignment import Affine, Map, ridge
+from saeflow.injection.alignment import Affine, Map, Sample, fitted
 from saeflow.injection.densities import LikelihoodRatio
 from saeflow.injection.knowledge import T1, T1_PLUS, T2, B
 from saeflow.injection.method import Method, register
@@ -51,27 +51,46 @@ class NeuralAligner(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         task = guard.task
         seen = Seen.of(source, target, guard, self.knowledge)
-
-        def learn(x: Tensor, y: Tensor) -> Map:
-            return ridge(x, y) if self.aligner == "affine" else hidden_layer(x, y, guard.generator("hidden layer"))
-
-        space = AlignedSpace.learned(seen.source, seen.target, learn)
+        if self.aligner == "affine":
+            space = AlignedSpace.ridge(seen)
+        else:
+            layer = guard.once(source, "layer", lambda: HiddenLayer.of(seen.source, guard.generator("hidden layer")))
+            space = AlignedSpace(*layer.fitted(seen.target))
         rows = guard.source_activations(SITE)
         concept, lookalike = (space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike))
-        head = LikelihoodRatio(concept, seen.own_classes(), [lookalike])
+        head = LikelihoodRatio(concept, seen.own_classes, [lookalike])
         return Grafted(target, self.site, {task.concept: head})
 
 
-def hidden_layer(x: Float[Tensor, "m n p"], y: Float[Tensor, "m n q"], generator: torch.Generator) -> Map:
-    """Ridge from [x, relu(x V + v)] to y, with random V and v: the same draw for all members, in units of x."""
-    p = x.shape[-1]
-    weight = torch.randn(p, _WIDTH, generator=generator).to(x) / p**0.5
-    offset = torch.randn(_WIDTH, generator=generator).to(x)
-    scale = x.std((1, 2))[:, None]
-    hidden = Affine(weight / scale[..., None], offset - x.mean((1, 2))[:, None] / scale * weight.sum(0))
+@dataclass(frozen=True)
+class HiddenLayer:
+    """[x, relu(x V + v)]: what a map reads, with random V and v.
 
-    def features(rows: Tensor) -> Tensor:
-        return torch.cat([rows, hidden(rows).relu()], -1)
+    Arguments:
+        hidden: V and v of each member.
+        read: of the values that it was made for.
+    """
 
-    output = ridge(features(x), y)
-    return lambda rows: output(features(rows))
+    hidden: Affine
+    read: Sample
+
+    @classmethod
+    def of(cls, x: Sample, generator: torch.Generator) -> Self:
+        """The same draw for all members, in units of x."""
+        p = x.mean.shape[-1]
+        weight = torch.randn(p, _WIDTH, generator=generator).to(x.mean) / p**0.5
+        offset = torch.randn(_WIDTH, generator=generator).to(x.mean)
+        centre = x.mean.mean(1)[:, None]
+        variance = x.covariance.diagonal(dim1=1, dim2=2) + (x.mean - centre).double().square()
+        scale = variance.mean(1).sqrt().to(x.mean)[:, None]
+        hidden = Affine(weight / scale[..., None], offset - centre / scale * weight.sum(0))
+        return cls(hidden, Sample(lambda: (cls._read(hidden, part) for part in x.parts())))
+
+    def fitted(self, y: Sample) -> tuple[Map, Float[Tensor, "m q q"]]:
+        """Ridge from what is read to y, as a map from x, and the covariance of what it leaves out."""
+        output, left_out = fitted(self.read, y)
+        return (lambda rows: output(self._read(self.hidden, rows))), left_out
+
+    @staticmethod
+    def _read(hidden: Affine, x: Tensor) -> Tensor:
+        return torch.cat([x, hidden(x).relu()], -1)

@@ -38,8 +38,8 @@ class SeveralConcepts(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         task = guard.task
         seen = Seen.of(source, target, guard, self.knowledge)
-        space = AlignedSpace.learned(seen.source, seen.target)
-        rows, own = guard.source_activations(SITE), seen.own_classes()
+        space = AlignedSpace.ridge(seen)
+        rows, own = guard.source_activations(SITE), seen.own_classes
         carried = {label: space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike)}
         heads = {
             label: LikelihoodRatio(gaussian, own, [g for other, g in carried.items() if other != label], handicap=0)
