@@ -48,7 +48,7 @@ class FragmentDistillation(Method):
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """None for another threshold of the same head."""
+        """None for another threshold of the same method."""
         return () if self.even_odds else CONTROLS
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
