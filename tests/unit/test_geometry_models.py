@@ -158,6 +158,19 @@ def test_steps_inside_a_model_reach_the_last_token_alone_and_stop_with_the_hook(
     assert np.allclose(inner._logits(), expected)
 
 
+def test_a_model_that_cannot_be_asked_for_one_place_alone_is_steered_as_well(llama):
+    class WithoutTheKeyword(type(llama)):
+        def forward(self, input_ids, use_cache=None):
+            return super().forward(input_ids, use_cache=use_cache)
+
+    tokens, rows = torch.tensor([[2, 3, 4], [5, 6, 7]]), np.arange(2, 12)
+    asked = interventions.InnerBlock(llama, "model.layers.0", tokens, rows, lambda v: v)
+    older = copy.deepcopy(llama)
+    older.__class__ = WithoutTheKeyword
+    found = interventions.InnerBlock(older, "model.layers.0", tokens, rows, lambda v: v)
+    assert np.allclose(found.base, asked.base, atol=1e-5)
+
+
 def bench(n=400, d=6, seed=0):
     """Contexts along the unembedding: what a context is about to say, it points at."""
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Concept vectors added to the residual stream, at the final layer and after an inner block, beside directions of equal
 norm that mean nothing."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -177,11 +178,14 @@ class InnerBlock:
         x = record(self._tokens, self._last.flatten().nonzero().squeeze(1))[module]
         self.norm = float(x.float().norm(dim=1).mean())
         """Mean length of the activations there."""
+        # Models of the library's own compute the last place alone, if asked; code that comes with a model need not.
+        can_ask = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._asked = {"logits_to_keep": 1} if can_ask else {}
         self.base = self._logits()
 
     @torch.no_grad()
     def _logits(self) -> Float[np.ndarray, "n v"]:
-        logits = self._model(self._tokens, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu()
+        logits = self._model(self._tokens, use_cache=False, **self._asked).logits[:, -1].float().cpu()
         return logits[:, self._rows].double().numpy()
 
     def measured(self, direction: Direction, share: float) -> Measured:
