@@ -170,7 +170,7 @@ def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"], forward: Forwa
     """Logits of all members, in batches; what a graft's target gives on the same images is computed once."""
     if not isinstance(network, Grafted):
         return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
-    whole = (forward(network.target, images, hook_point) for hook_point in ("logits", network.site))
+    whole = forward.several(network.target, images, ("logits", network.site))
     batches = zip(*(values.split(_BATCH_SIZE, dim=1) for values in whole), strict=True)
     return torch.cat([network.injected(*batch) for batch in batches], dim=1)
 
