@@ -197,35 +197,58 @@ def _measure(
     """Tables of everything, from one reading of the test split."""
     draw = torch.Generator().manual_seed(child_seed(materials.seed, "injection", "noise"))
     noise = NOISE * torch.randn(test.images.shape, generator=draw).to(test.images)
-    noisy = (test.images + noise)[test.labels == materials.task.concept].clamp(0, 1)
+    task = materials.task
+    noisy = (test.images + noise)[test.labels == task.concept].clamp(0, 1)
     bench = _Bench(materials, own, test, noisy, seeds)
     measures, curve = [], []
     costs: dict[tuple, dict[str, int]] = {}
     hits: dict[tuple, dict[str, list[Tensor]]] = {}
     answers: dict[tuple, Answers] = {}
+    found: _Found | None = None
     for i, item in enumerate(ready):
-        raw = predict(item.stage.network, test.images, materials.forward)
+        # A network that no source is in stands for all pairs of its target, one after another.
+        if found is None or found.stage is not item.stage:
+            found = _Found.of(item, bench)
         names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
         # A control changes weights, not sizes.
         key = item.method.label, item.pair, item.stage.name
         costs[key] = costs.get(key) or _added_cost(item, test.images.shape[-2:])
-        measures += (names | values | costs[key] for values in _measured(item, raw, bench))
+        measures += (names | values | costs[key] for values in found.measures)
         if item.last:
-            variant, final = tuple(item.identity.items()), shifted(raw, item.shifts)
-            found = hits.setdefault(variant, {})
-            for name, hit in metrics.outcomes(final, test.labels, materials.task).items():
-                found.setdefault(name, []).append(hit.float())
+            variant = tuple(item.identity.items())
+            for name, hit in found.outcomes.items():
+                hits.setdefault(variant, {}).setdefault(name, []).append(hit)
             if not item.control:
-                curve += (names | values for values in _curve(item, raw, bench))
-                counted = answers.setdefault(variant, Answers(test.labels, raw.shape[-1], materials.task))
+                curve += (names | values for values in found.curve)
+                counted = answers.setdefault(variant, Answers(test.labels, task.n_classes, task))
                 alone = materials.forward(item.target, test.images, "logits")
-                counted.add(alone.argmax(-1), final.argmax(-1))
+                counted.add(alone.argmax(-1), found.answers)
         if (i + 1) % 100 == 0:
             log.info("measured %d of %d", i + 1, len(ready))
     intervals = _intervals(hits, materials)
     confusion = [dict(key) | row for key, found in answers.items() for row in found.confusion()]
     examples = [dict(key) | row for key, found in answers.items() for row in found.examples()]
     return Results(*map(pa.Table.from_pylist, (measures, curve, intervals, confusion, examples, seconds)))
+
+
+class _Found(NamedTuple):
+    """What the test split says of one stage."""
+
+    stage: Stage
+    measures: list[dict[str, Any]]
+    outcomes: dict[str, Float[Tensor, "m _"]]
+    answers: Int[Tensor, "m n"]
+    curve: list[dict[str, Any]]
+    """Of a last stage without a control; else empty."""
+
+    @classmethod
+    def of(cls, item: Calibrated, bench: _Bench) -> "_Found":
+        raw = predict(item.stage.network, bench.test.images, bench.materials.forward)
+        final = shifted(raw, item.shifts)
+        outcomes = metrics.outcomes(final, bench.test.labels, bench.materials.task)
+        curve = list(_curve(item, raw, bench)) if item.last and not item.control else []
+        hits = {name: hit.float() for name, hit in outcomes.items()}
+        return cls(item.stage, list(_measured(item, raw, bench)), hits, final.argmax(-1), curve)
 
 
 def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:
