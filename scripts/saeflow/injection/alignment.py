@@ -60,6 +60,7 @@ class Sample:
 
     @cached_property
     def mean(self) -> Float[Tensor, "m d"]:
+        """Over all images."""
         return torch.stack([part.sum(1) for part in self.parts()]).sum(0) / self.n
 
     @cached_property

@@ -62,12 +62,17 @@ class DreamtImages(Method):
 def dream(
     source: StackedClassifier, labels: Sequence[int], noise: Sequence[Float[Tensor, "n 1 h w"]]
 ) -> tuple[Float[Tensor, "m n 1 h w"], ...]:
-    """Images of each member's own that it takes for each class, all members' from the same noise."""
+    """Images of each member's own that it takes for each class, all members' from the same noise.
+
+    Arguments:
+        labels: the classes.
+        noise: where the images of each start, as many for one as for another.
+    """
+    n = len(noise[0])
     # Dark on the whole, as most pixels of an image are.
     start = torch.cat(list(noise)) - 2
     x = start.expand(source.n_members, *start.shape).clone().requires_grad_()
-    wanted = torch.tensor(labels, device=x.device).repeat_interleave(torch.tensor([len(some) for some in noise]))
-    chosen = wanted.expand(source.n_members, -1)[..., None]
+    chosen = torch.tensor(labels, device=x.device).repeat_interleave(n).expand(source.n_members, -1)[..., None]
     optimizer = AdamW([x], 0.0)
     with torch.enable_grad():
         for _ in range(_STEPS):
@@ -75,4 +80,4 @@ def dream(
             rough = images.diff(dim=-1).square().mean((-1, -2, -3)) + images.diff(dim=-2).square().mean((-1, -2, -3))
             loss = _ROUGHNESS * rough.sum() - source(images).log_softmax(-1).gather(-1, chosen).sum()
             optimizer.step(torch.autograd.grad(loss, [x]), _LEARNING_RATE)
-    return x.detach().sigmoid().split([len(some) for some in noise], dim=1)
+    return x.detach().sigmoid().split(n, dim=1)
