@@ -40,8 +40,11 @@ if [ -z "${TORCH_BUILD:-}" ] && ! command -v nvidia-smi >/dev/null && install --
 fi
 echo "saeflow: installing into $venv with the $build build of torch"
 install --quiet -r "$here/requirements.lock" -r "$here/torch-$build.lock"
-# `import saeflow` for notebooks, where the library lies beside; scripts of the workflow find it by themselves.
+# `import saeflow` for notebooks and the command `saeflow`, where the library lies beside; scripts of the workflow find it
+# by themselves.
 if library=$(cd "$here/../scripts" 2>/dev/null && pwd); then
     "$python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "saeflow.pth").write_text(sys.argv[1] + "\n")' "$library"
+    printf '#!/bin/sh\nexec "%s" -m saeflow "$@"\n' "$(cd "$venv/bin" && pwd)/python" >"$venv/bin/saeflow"
+    chmod +x "$venv/bin/saeflow"
 fi
 [ -z "${2:-}" ] || "$python" "$here/rule_environments.py" "$2"

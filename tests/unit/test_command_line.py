@@ -183,3 +183,10 @@ def test_it_starts_without_torch():
     code = "import sys; import saeflow.command_line, saeflow.catalog.places, saeflow.catalog.presentation; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'pandas')))"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": scripts}).returncode == 0
+
+
+def test_the_command_lies_beside_the_python_that_it_was_installed_for(tmp_path):
+    command = Path(sys.executable).parent / "saeflow"
+    asked = subprocess.run([command, "runs", "list", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith("usage: saeflow runs list")
