@@ -14,8 +14,7 @@ def main(*, tables: list[Path], png: list[Path], svg: list[Path]) -> None:
     frames = {path.stem: pd.read_parquet(path) for path in tables}
     for path_png, path_svg in zip(png, svg, strict=True):
         figure = FIGURES[path_png.stem](frames)
-        style.save(figure, path_png)
-        style.save(figure, path_svg)
+        style.save(figure, path_png, path_svg)
         plt.close(figure)
 
 

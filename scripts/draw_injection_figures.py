@@ -15,8 +15,7 @@ def main(*, tables: list[Path], png: list[Path], svg: list[Path]) -> None:
     for path_png, path_svg in zip(png, svg, strict=True):
         draw, table = FIGURES[path_png.stem]
         figure = draw(pd.read_parquet(paths[table]))
-        style.save(figure, path_png)
-        style.save(figure, path_svg)
+        style.save(figure, path_png, path_svg)
         plt.close(figure)
 
 

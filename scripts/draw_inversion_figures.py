@@ -20,8 +20,7 @@ def main(*, tables: list[Path], png: list[Path], svg: list[Path], page: list[Pat
     loaded = {path.stem: pd.read_parquet(path) for path in tables}
     for path_png, path_svg in zip(png, svg, strict=True):
         figure = inversion_figures.draw(path_png.stem, loaded)
-        style.save(figure, path_png)
-        style.save(figure, path_svg)
+        style.save(figure, path_png, path_svg)
         plt.close(figure)
     for path in page:
         inversion_map.write(path, loaded["selection"], cfg["by"], loaded.get("explanations"))

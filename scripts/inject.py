@@ -13,7 +13,6 @@ from saeflow.datasets.images import ImageDataset
 from saeflow.injection import concept_saes, study
 from saeflow.injection.method import method
 from saeflow.injection.protocol import Materials
-from saeflow.models import classifiers
 from saeflow.reproduce import write_json
 from saeflow.rule import run
 
@@ -22,6 +21,7 @@ def main(
     *,
     dataset: Path,
     weights: list[Path],
+    values: Path,
     saes: Path | list[Path],
     measures: Path,
     curve: Path,
@@ -36,6 +36,7 @@ def main(
     Arguments:
         dataset: .npz of `build_dataset`.
         weights: .safetensors of `train_classifiers`, of every role and architecture that methods can reach.
+        values: .safetensors of `capture_injection`.
         saes: .safetensors of `train_concept_saes`; empty for a method that needs none.
         measures, curve, intervals, confusion, examples, seconds: tables to write, as
             `saeflow.injection.study.Results` has them.
@@ -46,19 +47,15 @@ def main(
     data = ImageDataset.load(dataset)
     spec = config.Injection.model_validate(cfg["injection"])
     roles = config.Classifiers.model_validate(cfg["classifiers"])
-    networks: dict[str, dict[str, classifiers.StackedClassifier]] = {}
-    for path in weights:
-        described = classifiers.describe(path)
-        role, architecture = described["role"], described["architecture"]
-        networks.setdefault(role, {})[architecture] = classifiers.load(path, cfg["device"], roles.seeds_of(role))
     materials = Materials.of(
         data,
         spec,
         roles,
+        weights,
         seed=cfg["seed"],
         device=cfg["device"],
-        networks=networks,
         concept_saes=concept_saes.load(saes, cfg["device"]) if saes else {},
+        values=values,
     )
     kind = method(cfg["method"])
     variants = kind.variants(spec)

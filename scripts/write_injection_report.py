@@ -10,12 +10,13 @@ from saeflow.publish import goals, injection_report
 from saeflow.rule import run
 
 
-def main(*, tables: list[Path], figures: list[Path], about: list[Path], report: Path, cfg: dict) -> None:
+def main(*, tables: list[Path], figures: list[Path], about: list[Path], report: Path, older: Path, cfg: dict) -> None:
     """
     Arguments:
         tables, figures: of `gather_injection` and `draw_injection_figures`.
         about: .json of each method, in the order of the study.
         report: .md to write.
+        older: the same under the name that the project's first scripts gave it.
         cfg: `study` and `dataset` (names), `pairs`, `injection` and `classifiers` (sections).
     """
     spec = config.Injection.model_validate(cfg["injection"])
@@ -42,7 +43,9 @@ def main(*, tables: list[Path], figures: list[Path], about: list[Path], report: 
     )
     frames = {path.stem: pd.read_parquet(path) for path in tables}
     contents = [json.loads(path.read_text()) for path in about]
-    report.write_text(injection_report.render(study, frames, contents, [path.stem for path in figures]))
+    text = injection_report.render(study, frames, contents, [path.stem for path in figures])
+    for path in (report, older):
+        path.write_text(text)
 
 
 if __name__ == "__main__":

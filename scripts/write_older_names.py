@@ -1,7 +1,7 @@
 """Write the injection study's results under the names that the project's first scripts gave them.
 
 Each JSON file has a summary (a row per variant) and measures (a row per variant, control, pair, seed, stage and
-concept) of the method or methods that it stands for; the report is the report.
+concept) of the method or methods that it stands for.
 """
 
 from pathlib import Path
@@ -13,16 +13,12 @@ from saeflow.reproduce import write_json
 from saeflow.rule import run
 
 
-def main(
-    *, summary: Path, measures: Path, report: Path, of_methods: list[Path], master: Path, experiment: Path, cfg: dict
-) -> None:
+def main(*, summary: Path, measures: Path, of_methods: list[Path], master: Path, cfg: dict) -> None:
     """
     Arguments:
         summary, measures: .parquet of `gather_injection`.
-        report: .md of `write_injection_report`.
         of_methods: .json to write, named as in `names`.
         master: .json to write, of all methods.
-        experiment: .md to write.
         cfg: `names` (method by stem of its file).
     """
     rows, details = pd.read_parquet(summary), pd.read_parquet(measures)
@@ -30,7 +26,6 @@ def main(
         own = cfg["names"][path.stem]
         write_json(path, {"method": own, **_content(rows[rows["method"] == own], details[details["method"] == own])})
     write_json(master, {"methods": sorted(set(rows["method"])), **_content(rows, details)})
-    experiment.write_text(report.read_text())
 
 
 def _content(summary: pd.DataFrame, measures: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:

@@ -5,7 +5,7 @@ rerun by an edit of any of them and by nothing else.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +27,16 @@ def modules_of(script: Path) -> list[str]:
 @cache
 def _imports(source: Path) -> tuple[Path, ...]:
     """Files of the package that one file names in its import statements, wherever they stand."""
-    return tuple(path for node in ast.walk(ast.parse(source.read_text())) for path in _files(node, source))
+    found = (path for node in _statements(ast.parse(source.read_text()).body) for path in _files(node, source))
+    return tuple(dict.fromkeys(found))
+
+
+def _statements(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """Statements, and those within them; expressions are passed over, which hold none."""
+    for node in nodes:
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from _statements(getattr(node, block, ()))
 
 
 def _files(node: ast.AST, source: Path) -> Iterator[Path]:
@@ -40,14 +49,20 @@ def _files(node: ast.AST, source: Path) -> Iterator[Path]:
     else:
         return
     for name in names:
-        parts = name.split(".")
-        if parts[0] != PACKAGE.name:
-            continue
-        for depth in range(1, len(parts) + 1):
-            path = PACKAGE.joinpath(*parts[1:depth])
-            candidates = (path.with_suffix(".py"), path / "__init__.py")
-            yield from (candidate for candidate in candidates if depth > 1 and candidate.is_file())
-        yield PACKAGE / "__init__.py"
+        if name.partition(".")[0] == PACKAGE.name:
+            yield from _files_of(name)
+
+
+@cache
+def _files_of(name: str) -> tuple[Path, ...]:
+    """Files of a dotted name of the package, as far as it leads to modules."""
+    parts = name.split(".")
+    found = [PACKAGE / "__init__.py"]
+    for depth in range(2, len(parts) + 1):
+        path = PACKAGE.joinpath(*parts[1:depth])
+        candidates = (path.with_suffix(".py"), path / "__init__.py")
+        found += (candidate for candidate in candidates if candidate.is_file())
+    return tuple(found)
 
 
 def _package_of(source: Path, level: int) -> list[str]:

@@ -1,6 +1,8 @@
 """The bridge from a Snakemake job to the `main()` of its script."""
 
 import atexit
+import gc
+import importlib.abc
 import inspect
 import logging
 import os
@@ -34,6 +36,10 @@ def run(main: Callable[..., None], job: Any) -> None:
             the secrets that the environment holds.
     """
     started, date = time.perf_counter(), datetime.now(UTC)
+    gc.freeze()
+    gc.enable()
+    if "pyarrow" in sys.modules and "pandas" not in sys.modules:
+        _spare_pandas()
     try:
         _open_log(Path(job.log[0]))
     except OSError as error:
@@ -63,6 +69,25 @@ def _leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _spare_pandas() -> None:
+    """Let pyarrow look for pandas now, in vain: at its first list it would import it, a quarter of a second per job.
+
+    pandas can still be imported, and tables become frames, where a script asks for it.
+    """
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        sys.modules["pyarrow"].array([])
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _NoPandas(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
 
 
 def _cause(error: Exception, job: Any) -> str:

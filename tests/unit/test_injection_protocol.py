@@ -17,8 +17,9 @@ from saeflow import config
 from saeflow.datasets import images
 from saeflow.datasets.doodles import doodles, fragments
 from saeflow.datasets.images import ImageSplit
-from saeflow.injection import heads, metrics, study
+from saeflow.injection import captured, heads, metrics, study
 from saeflow.injection.calibration import calibrated_shifts, shifted
+from saeflow.injection.forward import Forward
 from saeflow.injection.knowledge import (
     ORACLE,
     SIBLINGS,
@@ -271,8 +272,7 @@ def test_outcomes_are_shares_of_their_own_classes():
     labels = torch.tensor([0, 0, 3, 4, 4, 5, 8])
     answers = torch.tensor([[0, 4, 3, 4, 0, 4, 4]])
     logits = torch.nn.functional.one_hot(answers, 10).float()
-    found = metrics.outcomes(logits, labels, TASK)
-    shares = {name: hit.double().mean().item() for name, hit in found.items()}
+    shares = {name: share.item() for name, share in metrics.Outcomes(labels, TASK).shares(logits).items()}
     assert shares == {"transfer": 0.5, "preservation": 2 / 3, "specificity": 1.0, "unseen_rate": 1.0}
 
 
@@ -514,6 +514,26 @@ def test_a_study_measures_what_a_loop_over_images_measures(materials, data):
     measured = measures.query("control == ''").transfer
     assert interval["mean"] == pytest.approx(measured.mean())
     assert interval.low <= interval["mean"] <= interval.high
+
+
+def test_values_run_once_for_all_methods_are_those_that_each_would_run_itself(materials, data, tmp_path, monkeypatch):
+    answered = study.Images.of(data.calibration, "cpu", TASK.target_classes), study.Images.of(data.test, "cpu")
+    values = tmp_path / "values.safetensors"
+    captured.save(materials, *(split.images for split in answered), values)
+    pairs = list(itertools.product(("SimpleNN", "FFN"), repeat=2))
+    found, ran = [], []
+    run_network = Forward._run
+    monkeypatch.setattr(Forward, "_run", lambda *given: ran.append(len(given[2])) or run_network(*given))
+    for given in (materials, dataclasses.replace(materials, values=values)):
+        ran.clear()
+        results = study.run(
+            method("neural_aligner").variants(SETTINGS), given, data.calibration, data.test, pairs, (7, 9)
+        )
+        found.append([table.to_pandas() for table in results[:-1]])
+    assert all(alone.equals(read) for alone, read in zip(*found, strict=True))
+    # What is left to run: images of the shared classes, and the concept's test images with noise.
+    n_noisy = int((data.test.labels == TASK.concept).sum())
+    assert set(ran) == {len(materials.images_of(TASK.shared).labels), n_noisy}
 
 
 def test_a_method_without_source_is_run_once_for_a_target_and_stands_for_all_its_pairs(materials, data):

@@ -15,7 +15,7 @@ from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection import concept_saes, densities
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import Sample, fitted, procrustes, residual_covariance, ridge
-from saeflow.injection.densities import Gaussian, LikelihoodRatio, LogDensities, pooled
+from saeflow.injection.densities import Gaussian, LikelihoodRatio, LogDensities, OwnClasses, pooled
 from saeflow.injection.knowledge import T0, Knowledge, KnowledgeError
 from saeflow.injection.method import NotApplicableError, method
 from saeflow.injection.methods import adversarial_direction
@@ -216,13 +216,13 @@ def test_likelihood_ratio_is_its_equation():
     h = normal(2, 10, 3, seed=7)
     p = LogDensities([concept, own, other, lookalike])(h).double().exp()
     expected = (p[..., 0] / (p[..., 1:3].amax(-1) + np.exp(2.0) * p[..., 3])).log() / densities.UNCERTAINTY
-    found = LikelihoodRatio(concept, [own, other], [lookalike], handicap=2.0)(h)
+    found = LikelihoodRatio(concept, OwnClasses([own, other]), [lookalike], handicap=2.0)(h)
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_with_a_pooled_covariance_the_score_of_two_classes_is_linear():
     concept, own = pooled([Gaussian.of((1 + j) * normal(1, 50, 3, seed=j) + j) for j in range(2)])
-    head = LikelihoodRatio(concept, [own])
+    head = LikelihoodRatio(concept, OwnClasses([own]))
     a, b = normal(1, 5, 3, seed=3), normal(1, 5, 3, seed=4)
     torch.testing.assert_close(head((a + b) / 2), (head(a) + head(b)) / 2, atol=1e-3, rtol=1e-4)
 

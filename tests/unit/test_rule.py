@@ -49,6 +49,20 @@ def test_main_gets_what_it_asks_for(tmp_path):
     assert "done in" in (tmp_path / "job.log").read_text()
 
 
+def test_a_job_that_makes_tables_but_no_frames_does_not_import_pandas(tmp_path):
+    probe = """
+import sys
+import pyarrow
+from saeflow import rule
+
+rule._spare_pandas()
+table = pyarrow.Table.from_pylist([{"a": 1}])
+assert "pandas" not in sys.modules
+assert table.to_pandas()["a"].tolist() == [1]
+"""
+    subprocess.run([sys.executable, "-c", probe], check=True)
+
+
 def test_the_process_of_a_script_ends_with_its_job_and_loses_nothing(tmp_path):
     script = """
 import atexit, sys

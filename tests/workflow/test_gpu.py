@@ -62,7 +62,7 @@ def test_rules_that_compute_ask_for_a_gpu_and_others_do_not(tmp_path):
             asking.add(rule)
     assert asking == {
         *("train_classifiers", "capture_activations", "train_saes", "evaluate_saes", "analyze_features"),
-        *("train_concept_saes", "inject"),
+        *("train_concept_saes", "capture_injection", "inject"),
     }
 
 

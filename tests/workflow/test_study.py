@@ -150,7 +150,7 @@ def test_a_changed_setting_reruns_exactly_what_depends_on_it(fresh, name, change
         ("injection/methods/weight_selection.py", {"inject"} | INJECTION_DRAWN),
         (
             "publish/injection_report.md.j2",
-            {"write_injection_report", "write_older_names", *REPORTED},
+            {"write_injection_report", *REPORTED},
         ),
     ],
 )

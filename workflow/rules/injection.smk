@@ -6,11 +6,14 @@ SPEC = STUDY.injection
 PAIRED = list(filter(None, (SPEC.source, SPEC.target, SPEC.blind)))
 REACHABLE = list(dict.fromkeys([*PAIRED, *SPEC.sequence.values()]))
 PAIRS = list(map(list, SPEC.pairs or product(ARCHITECTURES, repeat=2)))
-# What a method's rows depend on, not on which other methods run; and what the SAEs depend on.
+# What a method's rows depend on, not on which other methods run; what the SAEs and the captured values depend on.
 PROTOCOL = SPEC.model_dump(mode="json", exclude={"methods"})
 SPACES = {name: PROTOCOL[name] for name in ("target", "source", "blind", "concept", "lookalike", "concept_spaces")}
+VALUES = {name: PROTOCOL[name] for name in (*SPACES, "sequence", "synthetic_images") if name != "concept_spaces"}
 METHOD_ROWS = f"{INJECTION}/methods/{{method}}"
 METHOD_FILES = ("measures", "curve", "intervals", "confusion", "examples", "about")
+# Those that take longest start first, so that none runs on alone at the end.
+LONGEST = ("fragment_distillation", "adversarial_direction", "references")
 INJECTION_TABLES = ("summary", "pairs", "controls", "curve", "pareto", "sweeps", "stages", "confusion", "examples")
 INJECTION_FIGURES = ["pairs", "tradeoff", "curves", "controls"]
 if {"dimension_scaling", "sparsity_optimisation"} & set(SPEC.methods):
@@ -40,6 +43,7 @@ rule train_concept_saes:
         "<results>/logs/train_concept_saes.log",
     benchmark:
         "<results>/benchmarks/train_concept_saes.jsonl"
+    priority: 1
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
@@ -53,10 +57,36 @@ rule train_concept_saes:
         "../../scripts/train_concept_saes.py"
 
 
+rule capture_injection:
+    input:
+        dataset=IMAGES,
+        weights=each(WEIGHTS, architecture=ARCHITECTURES, role=REACHABLE),
+        lib=library("capture_injection"),
+    output:
+        values=f"{INJECTION}/values.safetensors",
+    log:
+        "<results>/logs/capture_injection.log",
+    benchmark:
+        "<results>/benchmarks/capture_injection.jsonl"
+    priority: 2
+    conda:
+        "../../envs/torch.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+        gpu=GPU,
+    params:
+        cfg=settings("classifiers", injection=VALUES),
+    script:
+        "../../scripts/capture_injection.py"
+
+
 rule inject:
     input:
         dataset=IMAGES,
         weights=each(WEIGHTS, architecture=ARCHITECTURES, role=REACHABLE),
+        values=rules.capture_injection.output.values,
         saes=saes_of,
         lib=library("inject"),
         code=method_library,
@@ -72,6 +102,7 @@ rule inject:
         "<results>/logs/inject/{method}.log",
     benchmark:
         "<results>/benchmarks/inject/{method}.jsonl"
+    priority: lambda wildcards: int(wildcards.method in LONGEST)
     conda:
         "../../envs/torch.yaml"
     threads: STUDY.compute.threads
@@ -150,6 +181,7 @@ rule write_injection_report:
         lib=library("write_injection_report"),
     output:
         report=report(f"{INJECTION}/report.md", caption="../report/injection_report.rst", category="Injection"),
+        older=f"{INJECTION}/EXPERIMENT_REPORT.md",
     log:
         "<results>/logs/write_injection_report.log",
     benchmark:
@@ -169,12 +201,10 @@ rule write_older_names:
     input:
         summary=f"{INJECTION}/tables/summary.parquet",
         measures=f"{INJECTION}/tables/measures.parquet",
-        report=rules.write_injection_report.output.report,
         lib=library("write_older_names"),
     output:
         of_methods=each(f"{INJECTION}/{{name}}.json", name=OLDER_NAMES),
         master=f"{INJECTION}/master_test_results.json",
-        experiment=f"{INJECTION}/EXPERIMENT_REPORT.md",
     log:
         "<results>/logs/write_older_names.log",
     benchmark:
@@ -197,6 +227,7 @@ INJECTION_REPORTED += [
 ]
 INJECTION_RESULTS += [
     rules.train_concept_saes.output,
+    rules.capture_injection.output,
     *(each(getattr(rules.inject.output, name), method=SPEC.methods) for name in METHOD_FILES),
     rules.gather_injection.output,
     rules.draw_injection_figures.output,

@@ -7,6 +7,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolat
 
 _BLOCK = 1024
 _POINTS = 32
+_STROKES = 64
 _MAX_STROKES = 4
 _STROKE_COUNTS = (0.3, 0.4, 0.2, 0.1)
 _CORNERS = 4
@@ -67,12 +68,22 @@ def _strokes(
     radius = pen * size * _uniform(generator, *_PEN, n, 1, 1)
     zoom = 4 if size < _SMALL else 1
     pixel = (torch.arange(size * zoom) + 0.5) / zoom
-    dy, dx = ((pixel[:, None] - points[:, None, :, axis]).square() for axis in (0, 1))
-    dy = dy.masked_fill(~drawn[:, None], torch.inf)
-    distance = (dy[:, :, None] + dx[:, None]).amin(-1).sqrt()
     # One pixel of the canvas from ink to paper.
-    ink = ((radius - distance) * zoom + 0.5).clamp(0, 1)
+    ink = ((radius - _distance(points, drawn, pixel)) * zoom + 0.5).clamp(0, 1)
     return avg_pool2d(ink[:, None], zoom)
+
+
+def _distance(
+    points: Float[Tensor, "n points 2"], drawn: Bool[Tensor, "n points"], pixel: Float[Tensor, " size"]
+) -> Float[Tensor, "n size size"]:
+    """From each pixel to the nearest drawn point; of few strokes at a time, which stay in the processor's cache."""
+    nearest = torch.full((len(points), len(pixel), len(pixel)), torch.inf)
+    for stroke, of_stroke in zip(points.split(_POINTS, 1), drawn.split(_POINTS, 1), strict=True):
+        for images in of_stroke[:, 0].nonzero().squeeze(1).split(_STROKES):
+            dy, dx = ((stroke[images, :, axis, None] - pixel).square() for axis in (0, 1))
+            squares = (dy[..., :, None] + dx[..., None, :]).amin(1)
+            nearest[images] = torch.minimum(nearest[images], squares)
+    return nearest.sqrt()
 
 
 def _paths(n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n points 2"], Bool[Tensor, "n points"]]:

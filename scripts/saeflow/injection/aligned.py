@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.injection.alignment import Map, Sample, fitted, residual_covariance
-from saeflow.injection.densities import Gaussian
+from saeflow.injection.densities import Gaussian, OwnClasses
 from saeflow.injection.knowledge import Knowledge
 from saeflow.injection.protocol import Guard, Labelled
 from saeflow.models.classifiers import StackedClassifier
@@ -31,7 +31,7 @@ class Seen:
     source: Sample
     target: Sample
     images: Labelled
-    own_classes: list[Gaussian]
+    own_classes: OwnClasses
 
     @classmethod
     def of(cls, source: StackedClassifier, target: StackedClassifier, guard: Guard, knowledge: Knowledge) -> Self:
@@ -42,9 +42,9 @@ class Seen:
         def sample(network: StackedClassifier) -> Sample:
             return Sample(lambda: (guard.activations(network, some, SITE) for some in sets))
 
-        def own_classes() -> list[Gaussian]:
+        def own_classes() -> OwnClasses:
             labelled, labels = guard.activations(target, images.images, SITE), images.labels
-            return [Gaussian.of(labelled[:, labels == label]) for label in labels.unique().tolist()]
+            return OwnClasses([Gaussian.of(labelled[:, labels == label]) for label in labels.unique().tolist()])
 
         samples = (guard.once(network, "sample", partial(sample, network)) for network in (source, target))
         return cls(*samples, images, guard.once(target, "own classes", own_classes))

@@ -95,7 +95,7 @@ def fitted(x: Sample, y: Sample) -> tuple[Affine, Float[Tensor, "m q q"]]:
     products = [(of_x.mT @ (of_y - y.mean[:, None])).double() for of_x, of_y in parts]
     c_xy = torch.stack(products).sum(0) / x.n
     weight = torch.cholesky_solve(c_xy, x.factor)
-    left_out = y.covariance - c_xy.mT @ weight - x.ridge[..., None] * (weight.mT @ weight)
+    left_out = y.covariance - (c_xy + x.ridge[..., None] * weight).mT @ weight
     weight = weight.to(x.mean)
     return Affine(weight, y.mean - (x.mean[:, None] @ weight)[:, 0]), ((left_out + left_out.mT) / 2).to(weight)
 

@@ -103,6 +103,22 @@ class LogDensities(nn.Module):
         return torch.stack(densities, -1)
 
 
+class OwnClasses(nn.Module):
+    """max_j log N(h; mean_j, C_j) + constant: how well the best of a target's own classes explains h.
+
+    Arguments:
+        gaussians: one for each class.
+    """
+
+    def __init__(self, gaussians: Sequence[Gaussian]) -> None:
+        super().__init__()
+        self.gaussians = tuple(gaussians)
+        self.densities = LogDensities(gaussians)
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        return self.densities(h).amax(-1)
+
+
 class LikelihoodRatio(nn.Module):
     """s = (log p(h | concept) - log(max_j p(h | own class j) + sum_l e^handicap p(h | look-alike l))) / UNCERTAINTY.
 
@@ -111,7 +127,7 @@ class LikelihoodRatio(nn.Module):
 
     Arguments:
         concept: of the class that is scored.
-        own: of the target's own classes.
+        own: the target's own classes; one module for all heads of a target, so that it need not run for each.
         lookalikes: of other classes that the target does not know.
         handicap: nats in favour of the look-alikes.
     """
@@ -119,17 +135,17 @@ class LikelihoodRatio(nn.Module):
     def __init__(
         self,
         concept: Gaussian,
-        own: Sequence[Gaussian],
+        own: OwnClasses,
         lookalikes: Sequence[Gaussian] = (),
         handicap: float = HANDICAP,
     ) -> None:
         super().__init__()
-        self.densities = LogDensities([concept, *own, *lookalikes])
-        self.n_own, self.handicap = len(own), handicap
+        self.densities = LogDensities([concept, *lookalikes])
+        self.own, self.handicap = own, handicap
 
-    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
-        concept, *others = self.densities(h).unbind(-1)
-        rivals = torch.stack(others[: self.n_own]).amax(0)
-        for lookalike in others[self.n_own :]:
+    def forward(self, h: Float[Tensor, "m n d"], best_own: Float[Tensor, "m n"] | None = None) -> Float[Tensor, "m n"]:
+        concept, *lookalikes = self.densities(h).unbind(-1)
+        rivals = self.own(h) if best_own is None else best_own
+        for lookalike in lookalikes:
             rivals = torch.logaddexp(rivals, lookalike + self.handicap)
         return (concept - rivals) / UNCERTAINTY

@@ -1,10 +1,10 @@
 """Networks run over whole sets of images: in batches that fit the device, and each set only once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from saeflow.models.classifiers import StackedClassifier
 
@@ -14,15 +14,25 @@ _BATCH_SIZE = 2048
 _MAX_REMEMBERED = 2 << 30
 
 
+Key = tuple[int, int, str]
+"""What made values and the images, by identity, and the hook point."""
+Read = Callable[[StackedClassifier, Tensor, str], Tensor | None]
+
+
 class Forward:
     """values = forward(network, images, hook_point), remembered while they are fewer than 2 GiB.
 
     On a GPU that runs out of memory the batch is halved and the run goes on; the values do not depend on the batch.
+
+    Arguments:
+        device: where networks run.
+        read: gives values that a network, images and a hook point have been run for before, or None.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        self._remembered: dict[tuple[int, int, str], tuple[object, object, Tensor]] = {}
+    def __init__(self, device: torch.device | str, read: Read | None = None) -> None:
+        self.device, self._read = torch.device(device), read
+        self._bytes = 0
+        self._remembered: dict[Key, tuple[object, Tensor, Tensor]] = {}
 
     def __call__(
         self, network: StackedClassifier, images: Float[Tensor, "images 1 h w"], hook_point: str
@@ -35,19 +45,41 @@ class Forward:
         self, network: StackedClassifier, images: Float[Tensor, "images 1 h w"], hook_points: Sequence[str]
     ) -> list[Float[Tensor, "members images _"]]:
         """Values at several hook points, from one run."""
-        # The objects are kept beside the values, so that no other can come to live at their address.
         keys = [(id(network), id(images), network.resolve(hook_point)) for hook_point in hook_points]
         absent = [key for key in keys if key not in self._remembered]
         if absent:
-            ran = self._run(network, images, [hook_point for *_, hook_point in absent])
-            self._remembered |= {key: (network, images, values) for key, values in zip(absent, ran, strict=True)}
+            points = [hook_point for *_, hook_point in absent]
+            read = [self._read(network, images, point) if self._read else None for point in points]
+            if any(values is None for values in read):
+                read = self._run(network, images, points)
+            found = zip(absent, (values.to(self.device) for values in read), strict=True)
+            for key, values in found:
+                self._keep(key, network, images, values)
         found = [self._remembered[key][2] for key in keys]
-        while len(self._remembered) > len(keys) and self._bytes() > _MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+        while len(self._remembered) > len(keys) and self._bytes > _MAX_REMEMBERED:
+            self._bytes -= self._remembered.pop(next(iter(self._remembered)))[2].nbytes
         return found
 
-    def _bytes(self) -> int:
-        return sum(values.nbytes for *_, values in self._remembered.values())
+    def _keep(self, key: Key, made_by: object, images: Tensor, values: Tensor) -> None:
+        # The objects are kept beside the values, so that no other can come to live at their address.
+        self._remembered[key] = made_by, images, values
+        self._bytes += values.nbytes
+
+    @torch.no_grad()
+    def through(
+        self,
+        part: nn.Module,
+        network: StackedClassifier,
+        images: Float[Tensor, "images 1 h w"],
+        hook_point: str,
+    ) -> Float[Tensor, "members images"]:
+        """What a module, row by row, makes of a network's values at a hook point; remembered as they are."""
+        key = id(part), id(images), network.resolve(hook_point)
+        if key not in self._remembered:
+            values = self(network, images, hook_point)
+            made = torch.cat([part(batch) for batch in values.split(_BATCH_SIZE, dim=1)], dim=1)
+            self._keep(key, part, images, made)
+        return self._remembered[key][2]
 
     def _run(self, network: StackedClassifier, images: Tensor, hook_points: Sequence[str]) -> list[Tensor]:
         def run(batch_size: int) -> list[Tensor]:

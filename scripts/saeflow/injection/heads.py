@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saeflow.injection.networks import Head
-from saeflow.models.adamw import AdamW
+from saeflow.models.adamw import AdamW, packed
 
 _LEARNING_RATE = 2e-3
 _WEIGHT_DECAY = 1e-4
 _WIDEST = 512
-_CONSTANT = 1e-10  # of the greatest variance: less is rounding
+_CONSTANT = 1e-6  # of the greatest variance: less is rounding, and a hundredth of the floor
 
 
 def narrowed(
@@ -108,8 +108,8 @@ def whitening(h: Float[Tensor, "m n d"], floor: float = 1e-4) -> tuple[Float[Ten
     64 pixels has 64. The others come in the order of their variance, the greatest last.
     """
     mean = h.mean(1, keepdim=True)
-    centred = (h - mean).double()
-    values, vectors = torch.linalg.eigh(centred.mT @ centred / h.shape[1])
+    centred = h - mean
+    values, vectors = torch.linalg.eigh((centred.mT @ centred).double() / h.shape[1])
     largest = values[:, -1:].clamp(min=1e-12)
     k = max(1, int((values > _CONSTANT * largest).sum(1).max()))
     weight = (vectors[..., -k:] / (values[:, -k:] + floor * largest).sqrt()[:, None]).to(h)
@@ -171,29 +171,38 @@ def distil(
     # Drawn for all directions, so that how many vary in other members does not matter to one.
     draws = (
         math.sqrt(2 / white.width) * torch.randn(white.width, hidden, generator=generator)[-k:],
-        torch.zeros(hidden),
-        math.sqrt(1 / hidden) * torch.randn(hidden, 1, generator=generator),
-        torch.zeros(1),
+        torch.zeros(1, hidden),
+        math.sqrt(1 / hidden) * torch.randn(hidden, 1, generator=generator).mT,
+        torch.zeros(1, 1),
     )
-    first, first_bias, last, last_bias = parameters = [draw.to(h).expand(m, *draw.shape).clone() for draw in draws]
-    optimizer = AdamW(parameters, _WEIGHT_DECAY)
+    shapes = [(m, *draw.shape) for draw in draws]
+    whole, parameters = packed(shapes, h)
+    first, first_bias, last, last_bias = parameters
+    gradient, (of_first, of_first_bias, of_last, of_last_bias) = packed(shapes, h)
+    for parameter, draw in zip(parameters, draws, strict=True):
+        parameter.copy_(draw)
+    optimizer = AdamW([whole], _WEIGHT_DECAY)
     shares = weights.double().cumsum(1)
-    quantiles = torch.rand(steps * batch_size, generator=generator, dtype=torch.float64).to(h.device)
-    # The smallest row that the quantile does not exceed; rows of weight 0 are passed over.
-    rows = torch.searchsorted(shares, (1 - quantiles) * shares[:, -1:]).clamp(max=n - 1)
-    rows = (rows + n * torch.arange(m, device=h.device)[:, None]).view(m, steps, batch_size).transpose(0, 1)
-    values, answers = h.reshape(m * n, k), p.reshape(m * n)
-    for step, drawn in enumerate(rows.flatten(1)):
+    quantiles = 1 - torch.rand(steps * batch_size, generator=generator, dtype=torch.float64).to(h.device)
+    # The smallest row that the quantile does not exceed; rows of weight 0 are passed over. In order, it is found fast.
+    quantiles, order = quantiles.sort()
+    rows = torch.searchsorted(shares, quantiles * shares[:, -1:]).clamp(max=n - 1)[:, order.argsort()]
+    rows = (rows + n * torch.arange(m, device=h.device)[:, None]).view(m, steps, batch_size).transpose(0, 1).flatten(1)
+    values, answers = h.reshape(m * n, k), p.reshape(m * n)[rows].view(steps, m, 1, batch_size) / batch_size
+    for step, (drawn, answer) in enumerate(zip(rows, answers, strict=True)):
         # By hand: autograd's kernels for products with one row cost as much as those with all of `first`.
         x = values.index_select(0, drawn).view(m, batch_size, k)
-        z = torch.baddbmm(first_bias[:, None], x, first).relu_()
-        s = torch.baddbmm(last_bias[:, None], last.mT, z.mT)
-        d_s = (s.sigmoid_() - answers.index_select(0, drawn).view(m, 1, batch_size)) / batch_size
-        d_z = (d_s.mT * last.mT).mul_(z.sign())
-        gradients = x.mT @ d_z, d_z.sum(1), (d_s @ z).mT, d_s.sum(2)
-        optimizer.step(gradients, _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / steps)))
-    bias = torch.baddbmm(first_bias[:, None], white.bias[:, None], first)[:, 0]
-    return Head((white.weight @ first, bias), (last, last_bias))
+        z = torch.baddbmm(first_bias, x, first).relu_()
+        s = torch.baddbmm(last_bias, last, z.mT)
+        d_s = s.sigmoid_().div_(batch_size).sub_(answer)
+        torch.bmm(d_s, z, out=of_last)
+        torch.sum(d_s, 2, keepdim=True, out=of_last_bias)
+        d_z = torch.bmm(d_s.mT, last).mul_(z.sign_())
+        torch.bmm(x.mT, d_z, out=of_first)
+        torch.sum(d_z, 1, keepdim=True, out=of_first_bias)
+        optimizer.step((gradient,), _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / steps)))
+    bias = torch.baddbmm(first_bias, white.bias[:, None], first)[:, 0]
+    return Head((white.weight @ first, bias), (last.mT, last_bias[:, 0]))
 
 
 def logistic(

@@ -1,6 +1,8 @@
 """Injected networks: a target with a new way to its concept's logit, and what that costs at inference."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -41,7 +43,44 @@ class Gate(nn.Module):
         return 1000 * self.score(h)
 
 
-class Grafted(nn.Module):
+class Spliced(nn.Module, ABC):
+    """logits = injected(logits of the target, h);  h: the target's values at one hook point.
+
+    Arguments:
+        target: the network that gets the concept; not changed.
+        site: hook point.
+    """
+
+    def __init__(self, target: StackedClassifier, site: str) -> None:
+        super().__init__()
+        self.target, self.site = target, target.resolve(site)
+
+    def shared(self) -> dict[str, nn.Module]:
+        """By class, what other injected networks ask of h too, as the same module; none unless a subclass has some."""
+        return {}
+
+    @abstractmethod
+    def injected(
+        self,
+        logits: Float[Tensor, "m n classes"],
+        h: Float[Tensor, "m n d"],
+        shared: Mapping[str, Float[Tensor, "m n"]] = MappingProxyType({}),
+    ) -> Float[Tensor, "m n classes"]:
+        """The injected network's logits, when the target's logits and values are known.
+
+        Arguments:
+            logits, h: of the target.
+            shared: what the modules of `shared()` make of h, where that is known too.
+        """
+
+    def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
+        logits, values = self.target.run(images, (self.site,))
+        h, parts = values[self.site], self.shared()
+        made = {part: part(h) for part in dict.fromkeys(parts.values())}
+        return self.injected(logits, h, {label: made[part] for label, part in parts.items()})
+
+
+class Grafted(Spliced):
     """logits_c = head_c(h);  the other logits are the target's own;  h: the target's values at one hook point.
 
     Arguments:
@@ -51,19 +90,22 @@ class Grafted(nn.Module):
     """
 
     def __init__(self, target: StackedClassifier, site: str, heads: Mapping[int, nn.Module]) -> None:
-        super().__init__()
-        self.target, self.site = target, target.resolve(site)
+        super().__init__(target, site)
         self.heads = nn.ModuleDict({str(label): head for label, head in heads.items()})
 
-    def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
-        logits, values = self.target.run(images, (self.site,))
-        return self.injected(logits, values[self.site])
+    def shared(self) -> dict[str, nn.Module]:
+        """By class, the part `own` of its head, where it has one."""
+        return {label: head.own for label, head in self.heads.items() if hasattr(head, "own")}
 
-    def injected(self, logits: Float[Tensor, "m n classes"], h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n classes"]:
-        """The target's logits with the concepts' own, when its logits and values are known already."""
+    def injected(
+        self,
+        logits: Float[Tensor, "m n classes"],
+        h: Float[Tensor, "m n d"],
+        shared: Mapping[str, Float[Tensor, "m n"]] = MappingProxyType({}),
+    ) -> Float[Tensor, "m n classes"]:
         logits = logits.clone()
         for label, head in self.heads.items():
-            logits[..., int(label)] = head(h)
+            logits[..., int(label)] = head(h, shared[label]) if label in shared else head(h)
         return logits
 
 

@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,12 @@ from saeflow.injection.answers import Answers
 from saeflow.injection.calibration import calibrated_shifts, shifted
 from saeflow.injection.forward import Forward
 from saeflow.injection.method import Method, NotApplicableError, Stage
-from saeflow.injection.networks import Grafted, multiply_adds, n_parameters
+from saeflow.injection.networks import Spliced, multiply_adds, n_parameters
 from saeflow.injection.protocol import Guard, Materials, Task
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 GAMMAS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -112,6 +114,7 @@ def run(
         seeds: of the target's networks, for the tables.
     """
     own = Images.of(calibration, materials.device, materials.task.target_classes)
+    materials.named("calibration", own.images)
     ready: list[Calibrated] = []
     seconds: list[dict[str, Any]] = []
     by_target = {target: [pair for pair in sorted(pairs) if pair[1] == target] for _, target in sorted(pairs)}
@@ -136,7 +139,9 @@ def run(
             what = f"{method.label} into {target}: {n_done} of {len(of_target)} pairs, the others do not apply"
             log.info("%s; %d controls", what, len(controls))
         materials.remembered.clear()
-    return _measure(ready, materials, own, Images.of(test, materials.device), seeds, seconds)
+    read = Images.of(test, materials.device)
+    materials.named("test", read.images)
+    return _measure(ready, materials, own, read, seeds, seconds)
 
 
 def _inject(method: Method, control: str, pair: tuple[str, str], materials: Materials, own: Images) -> list[Calibrated]:
@@ -167,15 +172,21 @@ def _inject(method: Method, control: str, pair: tuple[str, str], materials: Mate
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"], forward: Forward) -> Float[Tensor, "m n classes"]:
-    """Logits of all members, in batches; what a graft's target gives on the same images is computed once."""
-    if not isinstance(network, Grafted):
+    """Logits of all members, in batches; what a spliced network's target gives on the same images is computed once."""
+    if not isinstance(network, Spliced):
         return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
-    whole = forward.several(network.target, images, ("logits", network.site))
+    shared = {
+        label: forward.through(part, network.target, images, network.site) for label, part in network.shared().items()
+    }
+    whole = *forward.several(network.target, images, ("logits", network.site)), *shared.values()
     batches = zip(*(values.split(_BATCH_SIZE, dim=1) for values in whole), strict=True)
-    return torch.cat([network.injected(*batch) for batch in batches], dim=1)
+    return torch.cat(
+        [network.injected(logits, h, dict(zip(shared, more, strict=True))) for logits, h, *more in batches], dim=1
+    )
 
 
-class _Bench(NamedTuple):
+@dataclass(frozen=True)
+class _Bench:
     """What everything is measured on."""
 
     materials: Materials
@@ -184,6 +195,22 @@ class _Bench(NamedTuple):
     noisy: Float[Tensor, "n 1 h w"]
     """The concept's test images with pixel noise."""
     seeds: Sequence[int]
+
+    @cached_property
+    def outcomes(self) -> dict[int, metrics.Outcomes]:
+        """On the test images, by the class that is asked for as the concept."""
+        task = self.materials.task
+        return {c: metrics.Outcomes(self.test.labels, task.with_concept(c)) for c in range(task.n_classes)}
+
+    def cost(self, target: StackedClassifier) -> tuple[int, int]:
+        """Parameters and multiply-adds of a member of a target, counted once."""
+        if target not in self._costs:
+            self._costs[target] = _cost(target, target.n_members, self.test.images)
+        return self._costs[target]
+
+    @cached_property
+    def _costs(self) -> dict[StackedClassifier, tuple[int, int]]:
+        return {}
 
 
 def _measure(
@@ -212,7 +239,7 @@ def _measure(
         names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
         # A control changes weights, not sizes.
         key = item.method.label, item.pair, item.stage.name
-        costs[key] = costs.get(key) or _added_cost(item, test.images.shape[-2:])
+        costs[key] = costs.get(key) or _added_cost(item, bench)
         measures += (names | values | costs[key] for values in found.measures)
         if item.last:
             variant = tuple(item.identity.items())
@@ -245,7 +272,7 @@ class _Found(NamedTuple):
     def of(cls, item: Calibrated, bench: _Bench) -> "_Found":
         raw = predict(item.stage.network, bench.test.images, bench.materials.forward)
         final = shifted(raw, item.shifts)
-        outcomes = metrics.outcomes(final, bench.test.labels, bench.materials.task)
+        outcomes = bench.outcomes[bench.materials.task.concept](final)
         curve = list(_curve(item, raw, bench)) if item.last and not item.control else []
         hits = {name: hit.float() for name, hit in outcomes.items()}
         return cls(item.stage, list(_measured(item, raw, bench)), hits, final.argmax(-1), curve)
@@ -253,14 +280,13 @@ class _Found(NamedTuple):
 
 def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:
     """A row per injected concept and seed."""
-    task, labels = bench.materials.task, bench.test.labels
+    task = bench.materials.task
     logits = shifted(raw, item.shifts)
     alone = bench.materials.forward(item.target, bench.test.images, "logits")
     for concept in item.stage.concepts:
-        at = task.with_concept(concept)
-        row = {name: hit.double().mean(1) for name, hit in metrics.outcomes(logits, labels, at).items()}
-        row |= metrics.threshold_free(raw, labels, at)
-        row["own_accuracy"] = metrics.outcomes(alone, labels, at)["preservation"].double().mean(1)
+        outcomes = bench.outcomes[concept]
+        row = outcomes.shares(logits) | outcomes.threshold_free(raw)
+        row["own_accuracy"] = outcomes.shares(alone)["preservation"]
         row["shift"] = item.shifts[concept].double()
         row["transfer_noisy"] = torch.full_like(row["shift"], torch.nan)
         if concept == task.concept and not item.control:
@@ -269,36 +295,38 @@ def _measured(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str
         yield from ({"concept": concept, "seed": seed} | values for seed, values in _rows(bench.seeds, row))
 
 
-def _rows(seeds: Sequence[int], columns: dict[str, Float[Tensor, " m"]]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Each member's seed and values."""
-    for seed, *values in zip(seeds, *(column.tolist() for column in columns.values()), strict=True):
-        yield seed, dict(zip(columns, values, strict=True))
+def _rows(names: Sequence[T], columns: dict[str, Float[Tensor, " m"]]) -> Iterator[tuple[T, dict[str, float]]]:
+    """Each member's name and values."""
+    for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
+        yield name, dict(zip(columns, values, strict=True))
 
 
-def _added_cost(item: Calibrated, image_shape: Sequence[int]) -> dict[str, int]:
+def _added_cost(item: Calibrated, bench: _Bench) -> dict[str, int]:
     """What a member of the injected network has and does more than the target's at inference."""
-    network, members = item.stage.network, item.target.n_members
-    return {
-        "added_parameters": n_parameters(network, members) - n_parameters(item.target, members),
-        "added_multiply_adds": multiply_adds(network, image_shape) - multiply_adds(item.target, image_shape),
-    }
+    whole, own = _cost(item.stage.network, item.target.n_members, bench.test.images), bench.cost(item.target)
+    return {"added_parameters": whole[0] - own[0], "added_multiply_adds": whole[1] - own[1]}
+
+
+def _cost(network: nn.Module, n_members: int, images: Float[Tensor, "n 1 h w"]) -> tuple[int, int]:
+    return n_parameters(network, n_members), multiply_adds(network, images.shape[-2:])
 
 
 def _curve(item: Calibrated, raw: Tensor, bench: _Bench) -> Iterator[dict[str, Any]]:
     """Transfer against specificity at one preservation: gamma times the target's uncertainty added to the score."""
     task, keep = bench.materials.task, bench.materials.settings.preservation
-    for gamma in GAMMAS:
-        held_out, logits = (_with_uncertainty(values, task, gamma) for values in (item.held_out, raw))
-        shifts = calibrated_shifts(held_out, item.stage.concepts, keep)
-        outcome = metrics.outcomes(shifted(logits, shifts), bench.test.labels, task)
-        shares = {name: hit.double().mean(1) for name, hit in outcome.items()}
-        yield from ({"seed": seed, "gamma": gamma} | values for seed, values in _rows(bench.seeds, shares))
+    held_out, logits = (_with_uncertainty(values, task) for values in (item.held_out, raw))
+    shifts = calibrated_shifts(held_out, item.stage.concepts, keep)
+    shares = bench.outcomes[task.concept].shares(shifted(logits, shifts))
+    every = [(gamma, seed) for gamma in GAMMAS for seed in bench.seeds]
+    yield from ({"seed": seed, "gamma": gamma} | values for (gamma, seed), values in _rows(every, shares))
 
 
-def _with_uncertainty(logits: Tensor, task: Task, gamma: float) -> Tensor:
-    """Logits with -gamma max_{j own} l_j added to the concept's."""
-    changed = logits.clone()
-    changed[..., task.concept] -= gamma * logits[..., list(task.target_classes)].max(-1).values
+def _with_uncertainty(logits: Float[Tensor, "m n classes"], task: Task) -> Float[Tensor, "gammas_m n classes"]:
+    """Logits with -gamma max_{j own} l_j added to the concept's: members with one gamma, then with the next."""
+    gammas = torch.tensor(GAMMAS).to(logits)
+    changed = logits.repeat(len(GAMMAS), 1, 1)
+    own = logits[..., list(task.target_classes)].max(-1).values
+    changed[..., task.concept] -= (gammas[:, None, None] * own).flatten(0, 1)
     return changed
 
 

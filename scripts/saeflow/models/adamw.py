@@ -1,5 +1,6 @@
 """AdamW of stacked networks."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -41,6 +42,18 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
+
+
+def packed(shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Zeros, and views of them in these shapes: as one parameter, or its gradient, they cost one call of the kernel.
+
+    Returns:
+        zeros [1, n], n a multiple of a CPU's widest vector; the views.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    whole = like.new_zeros(1, -(-sum(sizes) // _LANES) * _LANES)
+    parts = whole[0, : sum(sizes)].split(sizes)
+    return whole, [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _alike(stacked: Iterable[Tensor]) -> list[Tensor]:

@@ -45,7 +45,10 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write a figure in the form that the path's ending names, without dates, and close nothing."""
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(path, metadata=metadata)
+def save(figure: plt.Figure, *paths: Path) -> None:
+    """Write a figure in the forms that the paths' endings name, laid out once, without dates, and close nothing."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, metadata=metadata)

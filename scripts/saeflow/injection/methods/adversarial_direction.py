@@ -94,7 +94,7 @@ class AdversarialDirection(Method):
         self, target: StackedClassifier, own: Float[Tensor, "m n d"], seen: Seen, guard: Guard
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d d"], Float[Tensor, "m d d"]]:
         """Mean of the target's own values, what whitens them by their classes, and a factor of the whitened changes."""
-        average = torch.stack([gaussian.covariance for gaussian in seen.own_classes]).mean(0)
+        average = torch.stack([gaussian.covariance for gaussian in seen.own_classes.gaussians]).mean(0)
         whitening = _power(average, -0.5)
         return own.mean(1), whitening, _power(self._pixel_noise(target, guard), 0.5) @ whitening
 
@@ -160,10 +160,12 @@ def gradients(
     if radius:
         factor = rows.perturbation @ weight
         gram = factor.mT @ factor
-        worst = units.relu().sign_() * last.mT * -sign[:, None]
-        length = ((worst @ gram) * worst).sum(-1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny).sqrt()
-        worst = radius / length * worst
-        units = torch.baddbmm(units, worst, gram)
+        worst = ((units > 0) * last.mT).mul_(-sign[:, None])
+        change = worst @ gram
+        length = (change * worst).sum(-1, keepdim=True).clamp_(min=torch.finfo(h.dtype).tiny).sqrt_()
+        share = length.reciprocal_().mul_(radius)
+        worst *= share
+        units.addcmul_(change, share)
     # One row each, in front: a product with one column behind costs as much as one with all of them.
     relu = units.relu_()
     s = torch.baddbmm(last_bias[:, None], last.mT, relu.mT)

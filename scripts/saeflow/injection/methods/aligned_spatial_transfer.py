@@ -106,7 +106,8 @@ class AlignedSpatialTransfer(Method):
         task, shared, own = guard.task, guard.shared(), guard.own()
         of_source, source_labels = guard.source_activations(SITE)
         of_target = guard.activations(target, own.images, SITE)
-        theirs, ours = Principal.of(of_source, DIMENSIONS), Principal.of(of_target, DIMENSIONS)
+        theirs = guard.once(source, "principal", lambda: Principal.of(of_source, DIMENSIONS))
+        ours = guard.once(target, "principal", lambda: Principal.of(of_target, DIMENSIONS))
         rotation = procrustes(
             theirs(guard.activations(source, shared.images, SITE)), ours(guard.activations(target, shared.images, SITE))
         )

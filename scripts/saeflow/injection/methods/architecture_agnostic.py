@@ -56,9 +56,12 @@ class ArchitectureAgnostic(Method):
         def components(network: StackedClassifier) -> Tensor:
             return principal_components(torch.cat([guard.activations(network, images, SITE) for images in sets], 1))
 
-        of_each = [guard.once(network, "components", partial(components, network)) for network in siblings]
-        parts = common_space(of_each, _DIMENSIONS).split([len(images) for images in sets], 1)
-        common = Sample(lambda: parts)
+        def common_values() -> Sample:
+            of_each = [guard.once(network, "components", partial(components, network)) for network in siblings]
+            parts = common_space(of_each, _DIMENSIONS).split([len(images) for images in sets], 1)
+            return Sample(lambda: parts)
+
+        common = guard.once(target, f"space with {source.architecture}", common_values)
         (into, _), (out, _) = fitted(seen.source, common), fitted(common, seen.target)
         space = AlignedSpace.of(lambda rows: out(into(rows)), seen.source.values(), seen.target.values())
         rows = guard.source_activations(SITE)

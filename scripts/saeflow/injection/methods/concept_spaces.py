@@ -10,7 +10,7 @@ from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import procrustes
 from saeflow.injection.concept_saes import ConceptSpace
-from saeflow.injection.densities import LikelihoodRatio, pooled
+from saeflow.injection.densities import LikelihoodRatio, OwnClasses, pooled
 from saeflow.injection.knowledge import T1_PLUS, T2, B
 from saeflow.injection.method import Method, NotApplicableError, register
 from saeflow.injection.networks import Grafted
@@ -50,8 +50,10 @@ class ConceptSpaces(Method):
         space = AlignedSpace.of(lambda rows: of_target.decode(rotation(of_source.encode(rows))), x, y)
         rows = guard.source_activations(SITE)
         carried = [space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike)]
-        gaussians = [*carried, *seen.own_classes]
-        concept, lookalike, *own = pooled(gaussians) if self.vectors else gaussians
+        (concept, lookalike), own = carried, seen.own_classes
+        if self.vectors:
+            concept, lookalike, *rest = pooled([concept, lookalike, *own.gaussians])
+            own = OwnClasses(rest)
         return Grafted(target, self.site, {task.concept: LikelihoodRatio(concept, own, [lookalike])})
 
     def _saes(self, of: str, guard: Guard) -> Sequence[SparseAutoencoder]:

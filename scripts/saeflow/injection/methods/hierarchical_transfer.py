@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
-from saeflow.injection.densities import HANDICAP, UNCERTAINTY, Gaussian, LogDensities
+from saeflow.injection.densities import HANDICAP, UNCERTAINTY, Gaussian, LogDensities, OwnClasses
 from saeflow.injection.knowledge import T1_PLUS, T2, B
 from saeflow.injection.method import Method, register
 from saeflow.injection.networks import Grafted
@@ -23,7 +23,7 @@ class TwoLevels(nn.Module):
     Arguments:
         foreign: the super-class of all classes that the target does not know and the source does.
         concept, lookalike: its classes.
-        own: the target's.
+        own: the target's; one module for all heads of a target.
         handicap: nats in favour of the look-alike.
     """
 
@@ -32,16 +32,16 @@ class TwoLevels(nn.Module):
         foreign: Gaussian,
         concept: Gaussian,
         lookalike: Gaussian,
-        own: list[Gaussian],
+        own: OwnClasses,
         handicap: float = HANDICAP,
     ) -> None:
         super().__init__()
-        self.densities, self.handicap = LogDensities([foreign, concept, lookalike, *own]), handicap
+        self.densities = LogDensities([foreign, concept, lookalike])
+        self.own, self.handicap = own, handicap
 
-    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
-        densities = self.densities(h)
-        foreign, concept, lookalike = densities[..., :3].unbind(-1)
-        is_foreign = foreign - densities[..., 3:].amax(-1)
+    def forward(self, h: Float[Tensor, "m n d"], best_own: Float[Tensor, "m n"] | None = None) -> Float[Tensor, "m n"]:
+        foreign, concept, lookalike = self.densities(h).unbind(-1)
+        is_foreign = foreign - (self.own(h) if best_own is None else best_own)
         return is_foreign.minimum(concept - lookalike - self.handicap) / UNCERTAINTY
 
 

@@ -1,7 +1,8 @@
 """Older methods that write the concept's SAE latents into the target's activations at inference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from saeflow.injection.alignment import Affine, procrustes, ridge
 from saeflow.injection.concept_saes import SITE, ConceptSpace
 from saeflow.injection.knowledge import T1, T1_PLUS, B
 from saeflow.injection.method import Method, register
+from saeflow.injection.networks import Spliced
 from saeflow.injection.protocol import Guard
 from saeflow.injection.readouts import class_means, in_logit_units
-from saeflow.models.classifiers import Images, StackedClassifier
+from saeflow.models.classifiers import StackedClassifier
 from saeflow.sae.architectures import SparseAutoencoder
 
 N_LATENTS = 8
@@ -73,7 +75,7 @@ def _stacked(saes: Sequence[SparseAutoencoder], name: str) -> Tensor:
     return torch.stack([getattr(sae, name) for sae in saes])
 
 
-class Written(nn.Module):
+class Written(Spliced):
     """h' = h + g(h) V;  logits_c = r . h', the others the target's own of h';  h: values at one hook point.
 
     Arguments:
@@ -92,8 +94,8 @@ class Written(nn.Module):
         directions: Float[Tensor, "m k d"],
         readout: Float[Tensor, "m d"],
     ) -> None:
-        super().__init__()
-        self.target, self.concept, self.gates = target, concept, gates
+        super().__init__(target, SITE)
+        self.concept, self.gates = concept, gates
         self.directions = nn.Parameter(directions, requires_grad=False)
         self.readout = nn.Parameter(readout.clone(), requires_grad=False)
 
@@ -101,8 +103,13 @@ class Written(nn.Module):
         """h'."""
         return torch.baddbmm(h, self.gates(h), self.directions)
 
-    def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
-        written = self.write(self.target.run(images, (SITE,))[1][SITE])
+    def injected(
+        self,
+        logits: Float[Tensor, "m n classes"],
+        h: Float[Tensor, "m n d"],
+        shared: Mapping[str, Float[Tensor, "m n"]] = MappingProxyType({}),
+    ) -> Float[Tensor, "m n classes"]:
+        written = self.write(h)
         logits = self.target.run_from(SITE, written).clone()
         logits[..., self.concept] = (written @ self.readout[..., None])[..., 0]
         return logits
