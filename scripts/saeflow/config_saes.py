@@ -104,6 +104,10 @@ Variant = Annotated[
 ]
 
 
+# Latents from which on the optimizer's memory matters more than the last thousandth of explained variance.
+LARGE = 8192
+
+
 class Training(Section):
     """How every SAE is trained."""
 
@@ -122,8 +126,11 @@ class Training(Section):
         "of latents stay in float32. For a GPU see `compute.matmul_precision`.",
     )
     learning_rate: PositiveFloat = Field(1e-3, description="Peak step size of Adam.")
-    second_moment: Literal["element", "latent"] = Field(
-        "element", description="What Adam keeps one for: each element of a matrix, or each latent's row of it."
+    second_moment: Literal["auto", "element", "latent"] = Field(
+        "auto",
+        description="What Adam keeps one for: each `element` of a matrix, or each `latent`'s row of it, in half the "
+        f"memory. `auto` is `latent` for SAEs of {LARGE:,} latents or more whose sparsity is a number k, which are as "
+        "good, else `element`.",
     )
     warmup_steps: NonNegativeInt = Field(100, description="Steps of linear rise of the step size.")
     decay_share: Share = Field(
@@ -157,6 +164,12 @@ class Training(Section):
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} parts of a batch_size of {self.batch_size} are not equal")
         return self
+
+    def second_moment_of(self, variant: Variant) -> Literal["element", "latent"]:
+        """What `second_moment` comes to for a variant."""
+        if self.second_moment != "auto":
+            return self.second_moment
+        return "latent" if isinstance(variant, Sparse) and variant.d_sae >= LARGE else "element"
 
 
 class SAEs(Section):

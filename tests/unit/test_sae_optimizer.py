@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from saeflow import config
 from saeflow.sae import optimizer
 from saeflow.sae.gradients import Gradients, RowGradient
 from saeflow.sae.optimizer import Adam
@@ -89,6 +90,20 @@ def test_one_second_moment_per_latent_changes_only_matrices():
         assert torch.equal(element[name], latent[name])
     for name in ("W_enc_T", "W_dec"):
         assert (element[name] - latent[name]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        (config.TopK(architecture="topk", d_sae=8192, k=32), "latent"),
+        (config.TopK(architecture="topk", d_sae=8191, k=32), "element"),
+        (config.ReLU(architecture="relu", d_sae=8192, target_l0=32), "element"),
+    ],
+)
+def test_large_saes_of_a_given_number_of_latents_keep_one_second_moment_per_latent(variant, expected):
+    assert config.Training().second_moment_of(variant) == expected
+    for chosen in MODES:
+        assert config.Training(second_moment=chosen).second_moment_of(variant) == chosen
 
 
 def test_one_second_moment_per_latent_turns_with_the_activations():

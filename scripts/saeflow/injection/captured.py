@@ -17,14 +17,12 @@ def sets(materials: Materials, calibration: Tensor, test: Tensor) -> Iterator[tu
     """Networks, each with a set of images: training images that methods relate them on, doodles, what is answered."""
     settings, task = materials.settings, materials.task
     own, seen = (materials.images_of(classes).images for classes in (task.target_classes, task.source_classes))
-    of_target = [own, materials.doodles, materials.named("calibration", calibration), materials.named("test", test)]
-    of_source = [own, materials.doodles, seen]
-    of_role = {settings.target: of_target, UNTRAINED[1]: of_target}
-    for role in dict.fromkeys([*settings.sequence.values(), settings.source, settings.blind, UNTRAINED[0]]):
-        if role in settings.sequence.values() and role != settings.source:
-            of_role[role] = [own, materials.doodles, materials.images_of(materials.classes[role]).images]
-        elif role is not None:
-            of_role[role] = of_source
+    both = [own, materials.doodles]
+    answered = [materials.named("calibration", calibration), materials.named("test", test)]
+    of_role = dict.fromkeys((settings.target, UNTRAINED[1]), both + answered)
+    of_role |= {key: [*both, seen] for key in filter(None, (settings.source, settings.blind, UNTRAINED[0]))}
+    for role in settings.sequence.values():
+        of_role.setdefault(role, [*both, materials.images_of(materials.classes[role]).images])
     for role, images in of_role.items():
         for architecture in materials.networks[settings.target]:
             yield from ((materials.stack(role, architecture), some) for some in images)

@@ -13,7 +13,6 @@ _BATCH_SIZE = 2048
 # wants 1.3 GiB of them; with 1 GiB it ran a network 135 times where 90 do.
 _MAX_REMEMBERED = 2 << 30
 
-
 Key = tuple[int, int, str]
 """What made values and the images, by identity, and the hook point."""
 Read = Callable[[StackedClassifier, Tensor, str], Tensor | None]
@@ -52,9 +51,8 @@ class Forward:
             read = [self._read(network, images, point) if self._read else None for point in points]
             if any(values is None for values in read):
                 read = self._run(network, images, points)
-            found = zip(absent, (values.to(self.device) for values in read), strict=True)
-            for key, values in found:
-                self._keep(key, network, images, values)
+            for key, values in zip(absent, read, strict=True):
+                self._keep(key, network, images, values.to(self.device))
         found = [self._remembered[key][2] for key in keys]
         while len(self._remembered) > len(keys) and self._bytes > _MAX_REMEMBERED:
             self._bytes -= self._remembered.pop(next(iter(self._remembered)))[2].nbytes

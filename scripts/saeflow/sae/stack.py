@@ -96,7 +96,7 @@ class Stack:
         self.normalizations = [normalizations[member.store] for member in members]
         parameters = self._initial_parameters(stores, device)
         self.objective: Objective = objective_of(self.specs[0])(self.specs, parameters)
-        self.optimizer = Adam(parameters, training.second_moment)
+        self.optimizer = Adam(parameters, training.second_moment_of(self.specs[0]))
         m, d_sae, self.d_in = parameters["W_dec"].shape
         self.counter = FiringCounter(m, d_sae, training.dead_after, device)
         self.revival = self.specs[0].dead_latents
