@@ -5,7 +5,7 @@ from pathlib import Path
 from saeflow import config
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import captured
-from saeflow.injection.protocol import Materials
+from saeflow.injection.materials import Materials
 from saeflow.injection.study import Images
 from saeflow.rule import run
 

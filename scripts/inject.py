@@ -11,8 +11,8 @@ from pyarrow import csv, parquet
 from saeflow import config
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import concept_saes, study
+from saeflow.injection.materials import Materials
 from saeflow.injection.method import method
-from saeflow.injection.protocol import Materials
 from saeflow.reproduce import write_json
 from saeflow.rule import run
 

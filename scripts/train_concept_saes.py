@@ -9,7 +9,7 @@ from pathlib import Path
 from saeflow import config
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import concept_saes
-from saeflow.injection.protocol import UNTRAINED, untrained
+from saeflow.injection.materials import UNTRAINED, untrained
 from saeflow.models import classifiers
 from saeflow.rule import run
 

@@ -14,10 +14,11 @@ from saeflow import config
 from saeflow.datasets import images
 from saeflow.injection.alignment import RIDGE, Affine
 from saeflow.injection.knowledge import Knowledge, KnowledgeError
+from saeflow.injection.materials import Materials
 from saeflow.injection.method import NotApplicableError, method
 from saeflow.injection.methods import aligned_spatial_transfer as spatial
 from saeflow.injection.methods import pathways, sae_injection, weight_selection
-from saeflow.injection.protocol import Guard, Materials, Task
+from saeflow.injection.protocol import Guard
 from saeflow.injection.surgery import (
     by_unit,
     contrasted,
@@ -28,6 +29,7 @@ from saeflow.injection.surgery import (
     replaced,
     transplanted,
 )
+from saeflow.injection.task import Task
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.sae.architectures import JumpReLU
 

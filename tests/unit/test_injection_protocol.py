@@ -33,10 +33,12 @@ from saeflow.injection.knowledge import (
     KnowledgeError,
     tier_name,
 )
+from saeflow.injection.materials import Materials
 from saeflow.injection.method import Method, Stage, method
 from saeflow.injection.methods.distillation import balanced
 from saeflow.injection.networks import Gate, Grafted, Head, multiply_adds, n_parameters
-from saeflow.injection.protocol import Guard, Materials, Task
+from saeflow.injection.protocol import Guard
+from saeflow.injection.task import Task
 from saeflow.models.classifiers import StackedClassifier
 
 TASK = Task((0, 1, 2, 3), (2, 3, 4, 5), concept=4, lookalike=5, n_classes=10)

@@ -17,11 +17,13 @@ from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import Sample, fitted, procrustes, residual_covariance, ridge
 from saeflow.injection.densities import Gaussian, LikelihoodRatio, LogDensities, OwnClasses, pooled
 from saeflow.injection.knowledge import T0, Knowledge, KnowledgeError
+from saeflow.injection.materials import Materials
 from saeflow.injection.method import NotApplicableError, method
 from saeflow.injection.methods import adversarial_direction
 from saeflow.injection.methods.architecture_agnostic import common_space, principal_components
 from saeflow.injection.methods.neural_aligner import HiddenLayer
-from saeflow.injection.protocol import Guard, Materials, Task
+from saeflow.injection.protocol import Guard
+from saeflow.injection.task import Task
 from saeflow.models import classifiers
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.sae.architectures import SparseAutoencoder

@@ -11,7 +11,8 @@ from torch import Tensor
 from saeflow.injection.alignment import Map, Sample, fitted, residual_covariance
 from saeflow.injection.densities import Gaussian, OwnClasses
 from saeflow.injection.knowledge import Knowledge
-from saeflow.injection.protocol import Guard, Labelled
+from saeflow.injection.materials import Labelled
+from saeflow.injection.protocol import Guard
 from saeflow.models.classifiers import StackedClassifier
 
 SITE = "last.pre"

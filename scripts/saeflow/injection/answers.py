@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from saeflow.injection.protocol import Task
+from saeflow.injection.task import Task
 
 EXAMPLES = 8
 """Images of each kind that are kept."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saeflow.injection.protocol import UNTRAINED, Materials
+from saeflow.injection.materials import UNTRAINED, Materials
 from saeflow.models.classifiers import StackedClassifier
 
 HOOK_POINTS = ("last.pre", "logits")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saeflow.injection.protocol import Task
+from saeflow.injection.task import Task
 
 
 class Outcomes:

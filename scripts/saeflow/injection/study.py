@@ -18,9 +18,11 @@ from saeflow.injection import metrics
 from saeflow.injection.answers import Answers
 from saeflow.injection.calibration import calibrated_shifts, shifted
 from saeflow.injection.forward import Forward
+from saeflow.injection.materials import Materials
 from saeflow.injection.method import Method, NotApplicableError, Stage
 from saeflow.injection.networks import Spliced, multiply_adds, n_parameters
-from saeflow.injection.protocol import Guard, Materials, Task
+from saeflow.injection.protocol import Guard
+from saeflow.injection.task import Task
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
 
