@@ -24,7 +24,7 @@ FILES = ("slurm.conf", "gres.conf", "cgroup.conf")
 CGROUPS = Path("/sys/fs/cgroup")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "setpriv")
 NODES = ("n1", "n2")
-CPUS = 4  # of a node; what the jobs that share a submission ask for
+CPUS = 5  # of a node; what the jobs that share a submission ask for
 MEMORY_MB = 16000
 GPU = "a100"
 
