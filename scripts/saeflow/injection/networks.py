@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -10,6 +9,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from saeflow.models.classifiers import Images, StackedClassifier
+
+Logits = Float[Tensor, "m n classes"]
+Values = Float[Tensor, "m n d"]
+Shared = Mapping[str, Float[Tensor, "m n"]]
+"""By class, what a module that several injected networks have makes of the values."""
 
 
 class Head(nn.Module):
@@ -60,17 +64,12 @@ class Spliced(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def injected(
-        self,
-        logits: Float[Tensor, "m n classes"],
-        h: Float[Tensor, "m n d"],
-        shared: Mapping[str, Float[Tensor, "m n"]] = MappingProxyType({}),
-    ) -> Float[Tensor, "m n classes"]:
+    def injected(self, logits: Logits, h: Values, shared: Shared) -> Logits:
         """The injected network's logits, when the target's logits and values are known.
 
         Arguments:
             logits, h: of the target.
-            shared: what the modules of `shared()` make of h, where that is known too.
+            shared: what the modules of `shared()` make of h.
         """
 
     def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
@@ -97,12 +96,7 @@ class Grafted(Spliced):
         """By class, the part `own` of its head, where it has one."""
         return {label: head.own for label, head in self.heads.items() if hasattr(head, "own")}
 
-    def injected(
-        self,
-        logits: Float[Tensor, "m n classes"],
-        h: Float[Tensor, "m n d"],
-        shared: Mapping[str, Float[Tensor, "m n"]] = MappingProxyType({}),
-    ) -> Float[Tensor, "m n classes"]:
+    def injected(self, logits: Logits, h: Values, shared: Shared) -> Logits:
         logits = logits.clone()
         for label, head in self.heads.items():
             logits[..., int(label)] = head(h, shared[label]) if label in shared else head(h)
