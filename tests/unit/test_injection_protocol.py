@@ -356,10 +356,10 @@ def test_directions_without_variance_are_left_out_of_whitened_values_and_cost_no
     covariance = white.values.mT @ white.values / 500
     torch.testing.assert_close(covariance, torch.eye(3).expand(2, 3, 3), atol=2e-3, rtol=0)
     p = flat[..., 0].sigmoid()
-    settings = {"weights": torch.ones_like(p), "hidden": 16, "steps": 50, "batch_size": 32}
+    settings = {"weights": torch.ones_like(p[None]), "hidden": 16, "steps": 50, "batch_size": 32}
     padded = {name: nn.functional.pad(getattr(white, name), (37, 0)) for name in ("values", "weight", "bias")}
-    few, all_of_them = (
-        heads.distil(one, p, **settings, generator=torch.Generator().manual_seed(1))
+    (few,), (all_of_them,) = (
+        heads.distil(one, p[None], **settings, generator=torch.Generator().manual_seed(1))
         for one in (white, dataclasses.replace(white, **padded))
     )
     torch.testing.assert_close(few(h), all_of_them(h), atol=1e-4, rtol=1e-4)
@@ -368,7 +368,7 @@ def test_directions_without_variance_are_left_out_of_whitened_values_and_cost_no
 def test_distillation_steps_as_autograd_and_adamw_would():
     generator = torch.Generator().manual_seed(0)
     white = heads.Whitened.of([torch.randn(2, 300, 5, generator=generator)], generator)
-    p, weights = torch.rand(2, 300, generator=generator), torch.rand(2, 300, generator=generator)
+    p, weights = torch.rand(3, 2, 300, generator=generator), torch.rand(3, 2, 300, generator=generator)
     settings = {"hidden": 16, "steps": 20, "batch_size": 32}
     found = heads.distil(white, p, weights=weights, **settings, generator=torch.Generator().manual_seed(1))
 
@@ -380,22 +380,23 @@ def test_distillation_steps_as_autograd_and_adamw_would():
         torch.zeros(1),
     ]
     quantiles = torch.rand(20, 32, generator=draw, dtype=torch.float64)
-    for member in range(2):
+    for source, member in itertools.product(range(3), range(2)):
         first, first_bias, last, last_bias = parameters = [nn.Parameter(value.clone()) for value in start]
         optimizer = torch.optim.AdamW(parameters, lr=heads._LEARNING_RATE, weight_decay=heads._WEIGHT_DECAY)
         cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / 20)) / 2)
-        shares = weights[member].double().cumsum(0)
+        shares = weights[source, member].double().cumsum(0)
         for of_step in quantiles:
             rows = torch.searchsorted(shares, (1 - of_step) * shares[-1])
             s = (white.values[member, rows] @ first + first_bias).relu() @ last + last_bias
-            loss = nn.functional.binary_cross_entropy_with_logits(s[:, 0], p[member, rows])
+            loss = nn.functional.binary_cross_entropy_with_logits(s[:, 0], p[source, member, rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             cosine.step()
-        torch.testing.assert_close(found.weights[1][member], last.detach(), atol=1e-5, rtol=1e-4)
+        head = found[source]
+        torch.testing.assert_close(head.weights[1][member], last.detach(), atol=1e-5, rtol=1e-4)
         folded = white.weight[member] @ first.detach()
-        torch.testing.assert_close(found.weights[0][member], folded, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(head.weights[0][member], folded, atol=1e-5, rtol=1e-4)
 
 
 def test_distillation_learns_soft_answers_and_members_do_not_meet():
@@ -407,7 +408,8 @@ def test_distillation_learns_soft_answers_and_members_do_not_meet():
     def fit(members):
         draw = torch.Generator().manual_seed(1)
         white = heads.Whitened.of([h[members]], draw)
-        return heads.distil(white, p[members], weights=torch.ones_like(p[members]), **settings, generator=draw)
+        answers = p[None, members]
+        return heads.distil(white, answers, weights=torch.ones_like(answers), **settings, generator=draw)[0]
 
     both, second = fit([0, 1]), fit([1])
     learned = both(h).sigmoid()

@@ -70,7 +70,7 @@ class Ridge:
     def solve(self, y: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m d 1"], Float[Tensor, "m 1"]]:
         """Weight and bias of a linear layer that predicts y."""
         mean = (self._share * y).sum(1, keepdim=True)
-        # The row in front: a product with a column behind costs four times as much.
+        # The row in front: a product with a column behind costs ten times as much.
         products = ((y - mean)[:, None] @ self._scaled).mT
         weight = torch.cholesky_solve(products.double(), self._factor).to(y)
         return weight, mean - (self._mean @ weight)[..., 0]
@@ -141,33 +141,34 @@ class Whitened:
 
 def distil(
     white: Whitened,
-    p: Float[Tensor, "m n"],
+    p: Float[Tensor, "s m n"],
     *,
-    weights: Float[Tensor, "m n"],
+    weights: Float[Tensor, "s m n"],
     hidden: int,
     steps: int,
     batch_size: int,
     generator: torch.Generator,
-) -> Head:
+) -> list[Head]:
     """argmin over a network s(h) = w relu(W h + b) + c of the weighted mean of -p log sigma(s) - (1 - p) log sigma(-s).
 
     Rows are drawn as often as their weights say. The network reads whitened values; the whitening is folded into its
-    first layer. AdamW, step size falling by a cosine.
+    first layer. AdamW, step size falling by a cosine. Heads of several sources are trained as one stack.
 
     Arguments:
         white: the rows' values.
-        p: the probability that the other network gives.
+        p: the probability that each source gives.
         weights: of the rows; not all 0.
         hidden: units.
         steps: number of steps.
         batch_size: rows per step.
-        generator: of first weights and of which quantile of the weights each row is, the same draw for all members; on
+        generator: of first weights and of which quantile of the weights each row is, the same draw for all heads; on
             the CPU.
     Returns:
-        head from h to the log-odds s.
+        of each source, a head from h to the log-odds s.
     """
-    h = white.values
-    m, n, k = h.shape
+    h, n_sources = white.values, len(p)
+    n_members, n, k = h.shape
+    m = n_sources * n_members
     # Drawn for all directions, so that how many vary in other members does not matter to one.
     draws = (
         math.sqrt(2 / white.width) * torch.randn(white.width, hidden, generator=generator)[-k:],
@@ -182,27 +183,38 @@ def distil(
     for parameter, draw in zip(parameters, draws, strict=True):
         parameter.copy_(draw)
     optimizer = AdamW([whole], _WEIGHT_DECAY)
-    shares = weights.double().cumsum(1)
+    shares = weights.reshape(m, n).double().cumsum(1)
     quantiles = 1 - torch.rand(steps * batch_size, generator=generator, dtype=torch.float64).to(h.device)
     # The smallest row that the quantile does not exceed; rows of weight 0 are passed over. In order, it is found fast.
     quantiles, order = quantiles.sort()
     rows = torch.searchsorted(shares, quantiles * shares[:, -1:]).clamp(max=n - 1)[:, order.argsort()]
-    rows = (rows + n * torch.arange(m, device=h.device)[:, None]).view(m, steps, batch_size).transpose(0, 1).flatten(1)
-    values, answers = h.reshape(m * n, k), p.reshape(m * n)[rows].view(steps, m, 1, batch_size) / batch_size
+    places = torch.arange(m, device=h.device)[:, None]
+    in_order = (steps, m, 1, batch_size)
+    answers, rows = (
+        some.view(m, steps, batch_size).transpose(0, 1).reshape(in_order)
+        for some in (p.reshape(m, n).gather(1, rows) / batch_size, rows + n * (places % n_members))
+    )
+    values = h.reshape(n_members * n, k)
     for step, (drawn, answer) in enumerate(zip(rows, answers, strict=True)):
         # By hand: autograd's kernels for products with one row cost as much as those with all of `first`.
-        x = values.index_select(0, drawn).view(m, batch_size, k)
+        x = values.index_select(0, drawn.flatten()).view(m, batch_size, k)
         z = torch.baddbmm(first_bias, x, first).relu_()
         s = torch.baddbmm(last_bias, last, z.mT)
         d_s = s.sigmoid_().div_(batch_size).sub_(answer)
         torch.bmm(d_s, z, out=of_last)
         torch.sum(d_s, 2, keepdim=True, out=of_last_bias)
-        d_z = torch.bmm(d_s.mT, last).mul_(z.sign_())
+        d_z = (d_s.mT * last).mul_(z.sign_())
         torch.bmm(x.mT, d_z, out=of_first)
         torch.sum(d_z, 1, keepdim=True, out=of_first_bias)
         optimizer.step((gradient,), _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / steps)))
-    bias = torch.baddbmm(first_bias, white.bias[:, None], first)[:, 0]
-    return Head((white.weight @ first, bias), (last.mT, last_bias[:, 0]))
+    found = zip(*(parameter.chunk(n_sources) for parameter in parameters), strict=True)
+    return [
+        Head(
+            (white.weight @ first, torch.baddbmm(first_bias, white.bias[:, None], first)[:, 0]),
+            (last.mT, last_bias[:, 0]),
+        )
+        for first, first_bias, last, last_bias in found
+    ]
 
 
 def logistic(
@@ -230,8 +242,9 @@ def logistic(
     bound = torch.linalg.cholesky((x.mT @ x / (4 * n)).double() + torch.diag(penalty.double() + 1e-9))
     w = x.new_zeros(len(x), x.shape[-1], 1)
     for _ in range(steps):
-        residual = (x @ w)[..., 0].sigmoid() - y
-        gradient = x.mT @ residual[..., None] / n + penalty[:, None] * w
+        # The row in front, as in `Ridge.solve`.
+        residual = (w.mT @ x.mT).sigmoid() - y[:, None]
+        gradient = (residual @ x).mT / n + penalty[:, None] * w
         w = w - torch.cholesky_solve(gradient.double(), bound).to(w)
     weight = w[:, :-1] * scale
     return weight, w[:, -1] - (mean @ weight)[:, 0]

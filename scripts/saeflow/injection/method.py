@@ -3,7 +3,7 @@
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -88,6 +88,19 @@ class Method(ABC):
             KnowledgeError: it asks for more than its tier allows.
         """
 
+    def prepare(  # noqa: B027
+        self,
+        sources: Sequence[StackedClassifier],
+        target: StackedClassifier,
+        guards: Sequence[Guard],
+    ) -> None:
+        """Fit together what `inject` will be asked for, where that is faster, and keep it by `Guard.once`.
+
+        Arguments:
+            sources: one for each pair and control that shares the target.
+            guards: that of each.
+        """
+
     def stages(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> Iterator[Stage]:
         """What is evaluated: the injected network, or several of a method that works in steps, the last one whole."""
         yield Stage(self.inject(source, target, guard), (guard.task.concept,))
@@ -96,6 +109,11 @@ class Method(ABC):
     def tier(self) -> str:
         """Name of the tier."""
         return tier_name(self.knowledge)
+
+    @property
+    def draws(self) -> str:
+        """Name of its draws and of what it keeps from pair to pair: variants of one name share them."""
+        return self.label
 
     @property
     def label(self) -> str:

@@ -21,14 +21,15 @@ T = TypeVar("T")
 class Guard:
     """What one method sees of one pair: exactly what its tier allows.
 
-    Every member but `task`, `seed`, `generator` and `activations` needs a permission and raises `KnowledgeError`
-    without it. The networks' weights are open to all tiers.
+    Every method but `seed`, `generator`, `activations` and `once` raises `KnowledgeError` without its permission. The
+    networks' weights are open to all tiers.
 
     Arguments:
         materials: what the study has.
         allowed: what the method declares.
         asker: the method's name, for errors.
         source, target: the stacks of the pair, one member per seed.
+        draws: the name of its draws and of what it keeps from pair to pair; the asker's if not given.
         roles: what they were trained as, those of the study if not given.
         drop_concept: control: without the synthetic images to which a source gives the concept more than 0.1.
     """
@@ -41,12 +42,13 @@ class Guard:
         asker: str,
         source: StackedClassifier,
         target: StackedClassifier,
+        draws: str | None = None,
         roles: tuple[str, str] | None = None,
         drop_concept: bool = False,
     ) -> None:
-        self._materials, self._allowed, self._asker = materials, allowed, asker
+        self._materials, self._allowed, self._asker, self._draws = materials, allowed, asker, draws or asker
         self._source, self._target, self._roles = source, target, roles or materials.roles()
-        self._drop_concept = drop_concept
+        self.drop_concept = drop_concept
 
     @property
     def task(self) -> Task:
@@ -63,7 +65,7 @@ class Guard:
 
     def seed(self, *names: object) -> int:
         """Seed of one named draw of this method, the same for all pairs."""
-        return child_seed(self._materials.seed, "injection", self._asker, *names)
+        return child_seed(self._materials.seed, "injection", self._draws, *names)
 
     def generator(self, *names: object) -> torch.Generator:
         """Generator of one named draw, on the CPU."""
@@ -77,7 +79,7 @@ class Guard:
 
     def once(self, network: StackedClassifier, name: str, make: Callable[[], T]) -> T:
         """What `make` returns, made once for a method, a name and a network, and remembered for its other pairs."""
-        key = self._asker, self._allowed, name, id(network)
+        key = self._draws, self._allowed, name, id(network)
         if key not in self._materials.remembered:
             # The network is kept beside it, so that no other can come to live at its address.
             self._materials.remembered[key] = network, make()
@@ -106,7 +108,7 @@ class Guard:
     def counted(self, images: Float[Tensor, "images 1 h w"]) -> Float[Tensor, "members images"]:
         """Which synthetic images count for each member: 1, or 0 where the control drops what looks like the concept."""
         self._need(Knowledge.SYNTHETIC, "synthetic inputs")
-        if not self._drop_concept:
+        if not self.drop_concept:
             return torch.ones(self._source.n_members, len(images), device=images.device)
         logits = self.activations(self._source, images, "logits")
         return (logits.softmax(-1)[..., self.task.concept] <= 0.1).float()

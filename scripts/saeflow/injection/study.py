@@ -1,9 +1,10 @@
 """One method over all pairs, seeds and controls: injected, calibrated on held-out images, measured once on the test."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from saeflow.injection import metrics
 from saeflow.injection.answers import Answers
 from saeflow.injection.calibration import calibrated_shifts, shifted
 from saeflow.injection.forward import Forward
-from saeflow.injection.materials import Materials
+from saeflow.injection.materials import UNTRAINED, Materials
 from saeflow.injection.method import Method, NotApplicableError, Stage
 from saeflow.injection.networks import Spliced, multiply_adds, n_parameters
 from saeflow.injection.protocol import Guard
@@ -45,7 +46,8 @@ class Results(NamedTuple):
         intervals: a row per variant, control and metric: mean over all pairs and seeds, 95 % bootstrap interval.
         confusion, examples: of each variant, over all pairs and seeds, as `saeflow.injection.answers.Answers` has them;
             without controls.
-        seconds: a row per variant, control and pair: wall-clock time of the injection, of all seeds together.
+        seconds: a row per variant, control and pair: wall-clock time of the injection, of all seeds together; what was
+            fitted for several pairs and controls at once counts for each with its share.
     """
 
     measures: pa.Table
@@ -78,10 +80,16 @@ class Calibrated:
     pair: tuple[str, str]
     target: StackedClassifier
     stage: Stage
-    last: bool
     held_out: Float[Tensor, "m n classes"]
     """Logits of the calibration images, before the shift."""
     shifts: dict[int, Float[Tensor, " m"]]
+    seconds: float | None
+    """Wall-clock time of the injection with all its stages; of the last stage only."""
+
+    @property
+    def last(self) -> bool:
+        """Whether it is the stage that tables of whole methods show."""
+        return self.seconds is not None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -117,59 +125,88 @@ def run(
     """
     own = Images.of(calibration, materials.device, materials.task.target_classes)
     materials.named("calibration", own.images)
-    ready: list[Calibrated] = []
-    seconds: list[dict[str, Any]] = []
     by_target = {target: [pair for pair in sorted(pairs) if pair[1] == target] for _, target in sorted(pairs)}
-    for method in variants:
-        controls = [c for c in method.controls if c != "blind_source" or materials.settings.blind is not None]
+    ready: dict[str, list[Calibrated]] = {method.label: [] for method in variants}
+    for together in _sharing(variants):
         # Everything of one target together: its values on common images, and what is fitted on them, are remembered.
         for target, of_target in by_target.items():
-            n_done = 0
-            for control in ("", *controls):
-                found: list[Calibrated] = []
-                for pair in of_target:
-                    started = time.perf_counter()
-                    if method.uses_source or not found:
-                        found = _inject(method, control, pair, materials, own)
-                    if found:
-                        ready += [replace(item, pair=pair) for item in found]
-                        elapsed = {"seconds": time.perf_counter() - started}
-                        seconds.append(found[0].identity | dict(zip(("source", "target"), pair, strict=True)) | elapsed)
-                    n_done += bool(found) and not control
-            for control in ("", *controls):
+            for method in together:
+                found = _inject(method, of_target, materials, own)
+                ready[method.label] += found
+                n_done = len({item.pair for item in found if not item.control})
+                done = f"{method.label} into {target}: {n_done} of {len(of_target)} pairs, the others do not apply"
+                log.info("%s; %d controls", done, len({item.control for item in found} - {""}))
+            for control in ("", UNTRAINED[1]):
                 materials.forget(materials.pair(of_target[0], control)[1])
-            what = f"{method.label} into {target}: {n_done} of {len(of_target)} pairs, the others do not apply"
-            log.info("%s; %d controls", what, len(controls))
         materials.remembered.clear()
     read = Images.of(test, materials.device)
     materials.named("test", read.images)
-    return _measure(ready, materials, own, read, seeds, seconds)
+    return _measure(list(itertools.chain(*ready.values())), materials, own, read, seeds)
 
 
-def _inject(method: Method, control: str, pair: tuple[str, str], materials: Materials, own: Images) -> list[Calibrated]:
-    """Injected and calibrated networks of one pair; none where the method does not apply."""
-    source, target = materials.pair(pair, control)
-    guard = Guard(
-        materials,
-        method.knowledge,
-        asker=method.label,
-        source=source,
-        target=target,
-        roles=materials.roles(control),
-        drop_concept=control == "no_lookalike_inputs",
-    )
-    try:
-        stages = list(method.stages(source, target, guard))
-    except NotApplicableError as error:
-        log.debug("%s, %s to %s: not applicable: %s", method.label, *pair, error)
-        return []
-    calibrated = []
-    for stage in stages:
-        logits = predict(stage.network, own.images, materials.forward)
-        keep, largest = materials.settings.preservation, method.largest_shift
-        shifts = calibrated_shifts(logits, stage.concepts, keep, largest)
-        calibrated.append(Calibrated(method, control, pair, target, stage, stage is stages[-1], logits, shifts))
-    return calibrated
+def _sharing(variants: Sequence[Method]) -> list[list[Method]]:
+    """Variants that share their draws, and so what they remember, together."""
+    return [
+        [method for method in variants if method.draws == draws] for draws in dict.fromkeys(m.draws for m in variants)
+    ]
+
+
+class _Asked(NamedTuple):
+    """One injection."""
+
+    control: str
+    pair: tuple[str, str]
+    source: StackedClassifier
+    target: StackedClassifier
+    guard: Guard
+
+    @classmethod
+    def of(cls, method: Method, control: str, pair: tuple[str, str], materials: Materials) -> "_Asked":
+        source, target = materials.pair(pair, control)
+        guard = Guard(
+            materials,
+            method.knowledge,
+            asker=method.label,
+            source=source,
+            target=target,
+            draws=method.draws,
+            roles=materials.roles(control),
+            drop_concept=control == "no_lookalike_inputs",
+        )
+        return cls(control, pair, source, target, guard)
+
+
+def _inject(method: Method, pairs: Sequence[tuple[str, str]], materials: Materials, own: Images) -> list[Calibrated]:
+    """Injected and calibrated networks of all pairs of a target, by control; none where the method does not apply."""
+    controls = ["", *(c for c in method.controls if c != "blind_source" or materials.settings.blind is not None)]
+    of_sources = pairs if method.uses_source else pairs[:1]
+    asked = [_Asked.of(method, control, pair, materials) for control in controls for pair in of_sources]
+    seconds: dict[StackedClassifier, float] = {}
+    for target in dict.fromkeys(job.target for job in asked):
+        same = [job for job in asked if job.target is target]
+        started = time.perf_counter()
+        method.prepare([job.source for job in same], target, [job.guard for job in same])
+        seconds[target] = (time.perf_counter() - started) / len(same)
+    found: list[Calibrated] = []
+    for job in asked:
+        started = time.perf_counter()
+        try:
+            stages = list(method.stages(job.source, job.target, job.guard))
+        except NotApplicableError as error:
+            log.debug("%s, %s to %s: not applicable: %s", method.label, *job.pair, error)
+            continue
+        calibrated = []
+        for stage in stages:
+            logits = predict(stage.network, own.images, materials.forward)
+            keep, largest = materials.settings.preservation, method.largest_shift
+            shifts = calibrated_shifts(logits, stage.concepts, keep, largest)
+            calibrated.append((stage, logits, shifts))
+        elapsed = seconds[job.target] + time.perf_counter() - started
+        for pair in [job.pair] if method.uses_source else pairs:
+            for stage, logits, shifts in calibrated:
+                last = elapsed if stage is stages[-1] else None
+                found.append(Calibrated(method, job.control, pair, job.target, stage, logits, shifts, last))
+    return found
 
 
 @torch.no_grad()
@@ -221,7 +258,6 @@ def _measure(
     own: Images,
     test: Images,
     seeds: Sequence[int],
-    seconds: Sequence[dict[str, Any]],
 ) -> Results:
     """Tables of everything, from one reading of the test split."""
     draw = torch.Generator().manual_seed(child_seed(materials.seed, "injection", "noise"))
@@ -229,7 +265,7 @@ def _measure(
     task = materials.task
     noisy = (test.images + noise)[test.labels == task.concept].clamp(0, 1)
     bench = _Bench(materials, own, test, noisy, seeds)
-    measures, curve = [], []
+    measures, curve, seconds = [], [], []
     costs: dict[tuple, dict[str, int]] = {}
     hits: dict[tuple, dict[str, list[Tensor]]] = {}
     answers: dict[tuple, Answers] = {}
@@ -238,12 +274,14 @@ def _measure(
         # A network that no source is in stands for all pairs of its target, one after another.
         if found is None or found.stage is not item.stage:
             found = _Found.of(item, bench)
-        names = item.identity | dict(zip(("source", "target"), item.pair, strict=True)) | {"stage": item.stage.name}
+        of_pair = item.identity | dict(zip(("source", "target"), item.pair, strict=True))
+        names = of_pair | {"stage": item.stage.name}
         # A control changes weights, not sizes.
         key = item.method.label, item.pair, item.stage.name
         costs[key] = costs.get(key) or _added_cost(item, bench)
         measures += (names | values | costs[key] for values in found.measures)
         if item.last:
+            seconds.append(of_pair | {"seconds": item.seconds})
             variant = tuple(item.identity.items())
             for name, hit in found.outcomes.items():
                 hits.setdefault(variant, {}).setdefault(name, []).append(hit)

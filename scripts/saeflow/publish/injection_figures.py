@@ -49,9 +49,11 @@ def pairs(table: pd.DataFrame) -> plt.Figure:
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=shade)
         axes.set_title(f"{_wrapped(rows.iloc[0]['method'])}\n{rows.iloc[0]['tier']}", fontsize=6.5)
         axes.grid(visible=False)
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(names)), names, fontsize=6)
-        axes.tick_params(length=0, labelbottom=i >= (n_rows - 1) * n_columns)
+        axes.tick_params(length=0, labelsize=6, labelbottom=i >= (n_rows - 1) * n_columns)
+        axes.tick_params(axis="x", rotation=90)
+    # All panels share them.
+    grid[0, 0].set_xticks(range(len(names)), names)
+    grid[0, 0].set_yticks(range(len(names)), names)
     figure.supxlabel("target", fontsize=8)
     figure.supylabel("source", fontsize=8)
     return figure

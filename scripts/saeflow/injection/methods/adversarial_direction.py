@@ -160,21 +160,23 @@ def gradients(
     if radius:
         factor = rows.perturbation @ weight
         gram = factor.mT @ factor
-        worst = ((units > 0) * last.mT).mul_(-sign[:, None])
+        # By signs: a product with booleans costs a CPU five times as much.
+        worst = units.relu().sign_().mul_(last.mT)
         change = worst @ gram
         length = (change * worst).sum(-1, keepdim=True).clamp_(min=torch.finfo(h.dtype).tiny).sqrt_()
-        share = length.reciprocal_().mul_(radius)
+        share = length.reciprocal_().mul_(radius).mul_(-sign[:, None])
         worst *= share
         units.addcmul_(change, share)
     # One row each, in front: a product with one column behind costs as much as one with all of them.
     relu = units.relu_()
     s = torch.baddbmm(last_bias[:, None], last.mT, relu.mT)
     of_score = -sign * torch.sigmoid(-sign * s) / h.shape[1]
-    of_units = relu.sign() * last.mT * of_score.mT
+    of_last = (of_score @ relu).mT
+    of_units = relu.sign_().mul_(last.mT).mul_(of_score.mT)
     of_weight = h.mT @ of_units + rows.left_out.mT @ (noise.mT @ of_units[:, :carried])
     if radius:
         of_weight += rows.perturbation.mT @ (factor @ (worst.mT @ of_units))
-    return of_weight, of_units.sum(1), (of_score @ relu).mT, of_score.sum(2)
+    return of_weight, of_units.sum(1), of_last, of_score.sum(2)
 
 
 def _power(covariance: Float[Tensor, "m d d"], exponent: float) -> Float[Tensor, "m d d"]:

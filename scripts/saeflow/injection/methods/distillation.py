@@ -1,6 +1,7 @@
 """The new method: a source's soft answers to synthetic images, learnt from what a target makes of them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -51,29 +52,61 @@ class FragmentDistillation(Method):
         """None for another threshold of the same method."""
         return () if self.even_odds else CONTROLS
 
+    @property
+    def draws(self) -> str:
+        """Those of the variant whose head it is."""
+        return f"{self.name}/penultimate" if self.even_odds else self.label
+
+    def prepare(self, sources: Sequence[StackedClassifier], target: StackedClassifier, guards: Sequence[Guard]) -> None:
+        self._heads(sources, target, guards)
+
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
-        fragments = guard.fragments()
-        head = learnt(source, target, guard, self.site, fragments, guard.counted(fragments))
+        (head,) = self._heads([source], target, [guard])
         if not self.even_odds:
-            head.biases[-1] += math.log(len(guard.task.source_classes) - 1)
+            head = head.raised(math.log(len(guard.task.source_classes) - 1))
         return Grafted(target, self.site, {guard.task.concept: Gate(head)})
+
+    def _heads(
+        self, sources: Sequence[StackedClassifier], target: StackedClassifier, guards: Sequence[Guard]
+    ) -> list[Head]:
+        fragments = guards[0].fragments()
+        return learnt(sources, target, guards, self.site, fragments, [guard.counted(fragments) for guard in guards])
 
 
 def learnt(
-    source: StackedClassifier,
+    sources: Sequence[StackedClassifier],
+    target: StackedClassifier,
+    guards: Sequence[Guard],
+    site: str,
+    images: Float[Tensor, "n 1 h w"],
+    counted: Sequence[Float[Tensor, "m n"]],
+) -> list[Head]:
+    """Heads that answer images as each source does, and the target's own images with no; each is trained once.
+
+    Arguments:
+        guards: of each source, with the same permissions and draws.
+        site: hook point of the target that they read.
+        images: drawn so that a source answers each of its classes equally often.
+        counted: of each source, 1, or 0 for an image that is never drawn.
+    """
+    known: dict[tuple[StackedClassifier, bool], Head] = guards[0].once(target, "heads", dict)
+    asked = [(source, guard.drop_concept) for source, guard in zip(sources, guards, strict=True)]
+    new = {key: some for key, some in zip(asked, counted, strict=True) if key not in known}
+    if new:
+        of_new = [source for source, _ in new]
+        known |= zip(new, _trained(of_new, target, guards[0], site, images, list(new.values())), strict=True)
+    return [known[key] for key in asked]
+
+
+def _trained(
+    sources: Sequence[StackedClassifier],
     target: StackedClassifier,
     guard: Guard,
     site: str,
     images: Float[Tensor, "n 1 h w"],
-    counted: Float[Tensor, "m n"],
-) -> Head:
-    """Head that answers images as the source does, and the target's own images with no.
-
-    Arguments:
-        site: hook point of the target that it reads.
-        images: drawn so that the source answers each of its classes equally often.
-        counted: 1, or 0 for an image that is never drawn.
-    """
+    counted: Sequence[Float[Tensor, "m n"]],
+) -> list[Head]:
+    """Heads of `learnt`, as one stack."""
     settings, own = guard.settings.distillation, guard.own().images
     if len(own) > settings.own_images:
         own = own[torch.randperm(len(own), generator=guard.generator("own"))[: settings.own_images].to(own.device)]
@@ -82,14 +115,15 @@ def learnt(
         blocks = (block for some in (images, own) for block in some.split(_BLOCK))
         return Whitened.of((target.run(block, (site,))[1][site] for block in blocks), guard.generator("directions"))
 
-    logits = guard.activations(source, images, "logits")
-    p = log_odds(logits, guard).sigmoid()
-    drawn = balanced(logits[..., list(guard.task.source_classes)].argmax(-1), counted)
-    mine = p.new_full((len(p), len(own)), settings.own_share / len(own))
+    logits = [guard.activations(source, images, "logits") for source in sources]
+    p = torch.stack([log_odds(of_source, guard).sigmoid() for of_source in logits])
+    classes = list(guard.task.source_classes)
+    drawn = torch.stack([balanced(of[..., classes].argmax(-1), c) for of, c in zip(logits, counted, strict=True)])
+    mine = p.new_full((*p.shape[:2], len(own)), settings.own_share / len(own))
     return distil(
         guard.once(target, "whitened", whitened),
-        torch.cat([p, torch.zeros_like(mine)], dim=1),
-        weights=torch.cat([(1 - settings.own_share) * drawn, mine], dim=1),
+        torch.cat([p, torch.zeros_like(mine)], dim=-1),
+        weights=torch.cat([(1 - settings.own_share) * drawn, mine], dim=-1),
         hidden=settings.hidden,
         steps=settings.steps,
         batch_size=settings.batch_size,

@@ -29,8 +29,8 @@ class DreamtImages(Method):
     """x* = argmax_x log p_B(c | x) - lambda mean |grad x|^2 from noise;  s(h) = w h + b parts h_A(x*) from h_A(own).
 
     Activation maximisation (Erhan et al. 2009) with a smoothness prior; x = sigmoid of what is optimised. (w, b): ridge
-    regression to +1 and -1, both sides weighted alike. The variant `with rivals` also dreams the source's other classes
-    and puts them on the side of -1.
+    regression to +1 and -1, both sides weighted alike. The source's other classes are dreamt too; the variant `with
+    rivals` puts them on the side of -1.
     """
 
     name = "dreamt_images"
@@ -42,13 +42,19 @@ class DreamtImages(Method):
         named = {"concept only": False, "with rivals": True}
         return [cls(variant=name, knowledge=T2, site="last.pre", rivals=rivals) for name, rivals in named.items()]
 
+    @property
+    def draws(self) -> str:
+        """One name for both: the same dreams."""
+        return f"{self.name}/with rivals"
+
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         concept, own = guard.task.concept, guard.own().images
-        others = [label for label in guard.task.source_classes if label != concept] if self.rivals else []
-        labels = (concept, *others)
+        labels = concept, *(label for label in guard.task.source_classes if label != concept)
         dreams = guard.once(
             source, "dreams", lambda: dream(source, labels, [guard.noise(_DREAMS, label) for label in labels])
         )
+        if not self.rivals:
+            dreams = dreams[:1]
         seen = [target.run(images, (self.site,))[1][self.site] for images in dreams]
         h = torch.cat([*seen, guard.activations(target, own, self.site)], dim=1)
         is_concept = torch.arange(h.shape[1], device=h.device) < _DREAMS

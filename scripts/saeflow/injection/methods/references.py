@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -88,11 +89,8 @@ class References(Method):
             case "ensemble":
                 return Ensemble(target, source)
             case "distilled":
-                images = guard.source_images()
-                counted = images.new_ones(source.n_members, len(images))
-                return Grafted(
-                    target, self.site, {concept: Gate(learnt(source, target, guard, self.site, images, counted))}
-                )
+                (head,) = self._distilled([source], target, [guard])
+                return Grafted(target, self.site, {concept: Gate(head)})
         own, labelled = guard.own().images, guard.labelled(self.shots).images
         h = torch.cat([guard.activations(target, images, self.site) for images in (labelled, own)], dim=1)
         is_concept = torch.arange(h.shape[1], device=h.device) < len(labelled)
@@ -106,6 +104,17 @@ class References(Method):
             weights = torch.where(is_concept, 1 / len(labelled), 1 / len(own)).expand(len(h), -1)
             weight, bias = ridge(h, 2 * is_concept.float().expand(len(h), -1) - 1, strength=1e-2, weights=weights)
         return Grafted(target, self.site, {concept: Gate(Head((widened(weight, directions), bias)))})
+
+    def prepare(self, sources: Sequence[StackedClassifier], target: StackedClassifier, guards: Sequence[Guard]) -> None:
+        if self.kind == "distilled":
+            self._distilled(sources, target, guards)
+
+    def _distilled(
+        self, sources: Sequence[StackedClassifier], target: StackedClassifier, guards: Sequence[Guard]
+    ) -> list[Head]:
+        images = guards[0].source_images()
+        counted = [images.new_ones(source.n_members, len(images)) for source in sources]
+        return learnt(sources, target, guards, self.site, images, counted)
 
 
 def _fine_tuned(target: StackedClassifier, h: Tensor, labels: Tensor, generator: torch.Generator) -> StackedClassifier:

@@ -296,7 +296,7 @@ class Objective(ABC):
 
     def release_dense(self) -> None:
         """Give back the memory that only the dense route needs."""
-        for name in ("dz", "dW_dec", "dW_enc_T", "decoded"):
+        for name in ("z", "dz", "dW_dec", "dW_enc_T", "decoded"):
             self._memory.pop(name, None)
 
     def _tables(self, parts: Tensor, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:

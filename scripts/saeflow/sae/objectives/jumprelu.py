@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saeflow import config
@@ -51,11 +52,12 @@ class JumpReLU(Objective):
         return dz.mul_(z > 0)
 
     def _dense_values(self, p: Tensor) -> Tensor:
-        return p * (p > self._thresholds[:, None])
+        # Compared into floats, as in BatchTopK.
+        return torch.gt(p, self._thresholds[:, None], out=self._held("z", p.shape)).mul_(p)
 
     def _dense_backward(self, p: Tensor, z: Tensor, dz: Tensor, rows: slice, step: Step) -> Tensor:
         t, w = self._thresholds, self._width[:, None]
-        inside = ((p - t[:, None]).abs_() < w[:, None] / 2).to(p.dtype)
+        inside = (p - t[:, None]).abs_().lt_(w[:, None] / 2)
         n_inside = inside.sum(1)
         dt = (t * inside.mul_(dz).sum(1) + step.penalty[:, None] * n_inside) / -w
         step.add_vectors(log_threshold=dt * t)
