@@ -35,6 +35,7 @@ from saeflow.injection.knowledge import (
 )
 from saeflow.injection.materials import Materials
 from saeflow.injection.method import Method, Stage, method
+from saeflow.injection.methods import dreamt_images
 from saeflow.injection.methods.distillation import balanced
 from saeflow.injection.networks import Gate, Grafted, Head, multiply_adds, n_parameters
 from saeflow.injection.protocol import Guard
@@ -547,6 +548,42 @@ def test_a_method_without_source_is_run_once_for_a_target_and_stands_for_all_its
     of_pair = [measures.query("source == @source").drop(columns="source").reset_index(drop=True) for source, _ in pairs]
     assert len(of_pair[0]) == 2 * 2
     assert of_pair[0].equals(of_pair[1])
+
+
+def injected_alone(materials, variant, control, pair):
+    asked = study._Asked.of(variant, control, pair, materials)
+    return variant.inject(asked.source, asked.target, asked.guard)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 30])
+def test_heads_of_all_sources_and_controls_together_are_those_of_each_alone(materials, data, monkeypatch, at_once):
+    monkeypatch.setattr(heads, "_LARGEST_BATCH", at_once)
+    penultimate, _, even_odds = method("fragment_distillation").variants(SETTINGS)
+    pairs = [(source, "FFN") for source in ("SimpleNN", "FFN")]
+    controls = ("", *penultimate.controls)
+    asked = [study._Asked.of(penultimate, control, pair, materials) for control in controls for pair in pairs]
+    for target in {job.target for job in asked}:
+        same = [job for job in asked if job.target is target]
+        penultimate.prepare([job.source for job in same], target, [job.guard for job in same])
+    together = [penultimate.inject(job.source, job.target, job.guard) for job in asked]
+    x = torch.from_numpy(data.test.inputs())
+    raised = together[0].heads["4"].score.biases[-1]
+    of_even_odds = injected_alone(materials, even_odds, "", pairs[0]).heads["4"].score
+    torch.testing.assert_close(raised, of_even_odds.biases[-1] + math.log(len(TASK.source_classes) - 1))
+    assert torch.equal(together[0].heads["4"].score.weights[0], of_even_odds.weights[0])
+    for job, network in zip(asked, together, strict=True):
+        materials.remembered.clear()
+        assert torch.equal(network(x), injected_alone(materials, penultimate, job.control, job.pair)(x))
+    assert len({network.heads["4"].score.biases[-1][0].item() for network in together}) == len(asked)
+
+
+def test_both_variants_of_dreamt_images_look_at_the_same_dreams(materials, monkeypatch):
+    dreamt = []
+    dream = dreamt_images.dream
+    monkeypatch.setattr(dreamt_images, "dream", lambda *given: dreamt.append(1) or dream(*given))
+    for variant in method("dreamt_images").variants(SETTINGS):
+        injected_alone(materials, variant, "", ("FFN", "SimpleNN"))
+    assert len(dreamt) == 1
 
 
 def test_what_is_remembered_is_remembered_for_one_tier_only(materials):

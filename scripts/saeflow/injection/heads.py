@@ -1,7 +1,7 @@
 """Heads fitted on a target's values: ridge regression, and a small network that learns another's soft answers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,6 +15,7 @@ from saeflow.models.adamw import AdamW, packed
 _LEARNING_RATE = 2e-3
 _WEIGHT_DECAY = 1e-4
 _WIDEST = 512
+_LARGEST_BATCH = 1 << 18  # values; 2 MiB of cache lose a tenth with twice as many
 _CONSTANT = 1e-6  # of the greatest variance: less is rounding, and a hundredth of the floor
 
 
@@ -152,7 +153,8 @@ def distil(
     """argmin over a network s(h) = w relu(W h + b) + c of the weighted mean of -p log sigma(s) - (1 - p) log sigma(-s).
 
     Rows are drawn as often as their weights say. The network reads whitened values; the whitening is folded into its
-    first layer. AdamW, step size falling by a cosine. Heads of several sources are trained as one stack.
+    first layer. AdamW, step size falling by a cosine. Heads of several sources are trained as one stack, as far as its
+    rows stay in a CPU's cache.
 
     Arguments:
         white: the rows' values.
@@ -166,54 +168,60 @@ def distil(
     Returns:
         of each source, a head from h to the log-odds s.
     """
-    h, n_sources = white.values, len(p)
-    n_members, n, k = h.shape
-    m = n_sources * n_members
+    h = white.values
+    n_members, _, k = h.shape
     # Drawn for all directions, so that how many vary in other members does not matter to one.
-    draws = (
+    start = (
         math.sqrt(2 / white.width) * torch.randn(white.width, hidden, generator=generator)[-k:],
         torch.zeros(1, hidden),
         math.sqrt(1 / hidden) * torch.randn(hidden, 1, generator=generator).mT,
         torch.zeros(1, 1),
     )
-    shapes = [(m, *draw.shape) for draw in draws]
-    whole, parameters = packed(shapes, h)
+    quantiles = 1 - torch.rand(steps, batch_size, generator=generator, dtype=torch.float64).to(h.device)
+    at_once = max(1, _LARGEST_BATCH // (n_members * batch_size * k)) if h.device.type == "cpu" else len(p)
+    parts = zip(p.split(at_once), weights.split(at_once), strict=True)
+    return [head for part in parts for head in _descended(white, *part, start, quantiles)]
+
+
+def _descended(
+    white: Whitened,
+    p: Float[Tensor, "s m n"],
+    weights: Float[Tensor, "s m n"],
+    start: Sequence[Tensor],
+    quantiles: Float[Tensor, "steps batch"],
+) -> list[Head]:
+    """Heads of `distil`, those of several sources one after another in one stack."""
+    (n_members, n, k), (steps, batch_size), m = white.values.shape, quantiles.shape, p.shape[:2].numel()
+    values = white.values.reshape(n_members * n, k)
+    shapes = [(m, *draw.shape) for draw in start]
+    whole, parameters = packed(shapes, values)
     first, first_bias, last, last_bias = parameters
-    gradient, (of_first, of_first_bias, of_last, of_last_bias) = packed(shapes, h)
-    for parameter, draw in zip(parameters, draws, strict=True):
+    gradient, (of_first, of_first_bias, of_last, of_last_bias) = packed(shapes, values)
+    for parameter, draw in zip(parameters, start, strict=True):
         parameter.copy_(draw)
     optimizer = AdamW([whole], _WEIGHT_DECAY)
     shares = weights.reshape(m, n).double().cumsum(1)
-    quantiles = 1 - torch.rand(steps * batch_size, generator=generator, dtype=torch.float64).to(h.device)
     # The smallest row that the quantile does not exceed; rows of weight 0 are passed over. In order, it is found fast.
-    quantiles, order = quantiles.sort()
-    rows = torch.searchsorted(shares, quantiles * shares[:, -1:]).clamp(max=n - 1)[:, order.argsort()]
-    places = torch.arange(m, device=h.device)[:, None]
-    in_order = (steps, m, 1, batch_size)
-    answers, rows = (
-        some.view(m, steps, batch_size).transpose(0, 1).reshape(in_order)
-        for some in (p.reshape(m, n).gather(1, rows) / batch_size, rows + n * (places % n_members))
-    )
-    values = h.reshape(n_members * n, k)
-    for step, (drawn, answer) in enumerate(zip(rows, answers, strict=True)):
+    ascending, order = quantiles.flatten().sort()
+    rows = torch.searchsorted(shares, ascending * shares[:, -1:]).clamp(max=n - 1)[:, order.argsort()]
+    answers = p.reshape(m, n).gather(1, rows) / batch_size
+    rows += n * (torch.arange(m, device=rows.device)[:, None] % n_members)
+    by_step = (some.view(m, steps, batch_size).transpose(0, 1) for some in (rows, answers))
+    for step, (drawn, answer) in enumerate(zip(*by_step, strict=True)):
         # By hand: autograd's kernels for products with one row cost as much as those with all of `first`.
         x = values.index_select(0, drawn.flatten()).view(m, batch_size, k)
         z = torch.baddbmm(first_bias, x, first).relu_()
         s = torch.baddbmm(last_bias, last, z.mT)
-        d_s = s.sigmoid_().div_(batch_size).sub_(answer)
+        d_s = s.sigmoid_().div_(batch_size).sub_(answer[:, None])
         torch.bmm(d_s, z, out=of_last)
         torch.sum(d_s, 2, keepdim=True, out=of_last_bias)
         d_z = (d_s.mT * last).mul_(z.sign_())
         torch.bmm(x.mT, d_z, out=of_first)
         torch.sum(d_z, 1, keepdim=True, out=of_first_bias)
         optimizer.step((gradient,), _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / steps)))
-    found = zip(*(parameter.chunk(n_sources) for parameter in parameters), strict=True)
     return [
-        Head(
-            (white.weight @ first, torch.baddbmm(first_bias, white.bias[:, None], first)[:, 0]),
-            (last.mT, last_bias[:, 0]),
-        )
-        for first, first_bias, last, last_bias in found
+        Head((white.weight @ w, torch.baddbmm(b, white.bias[:, None], w)[:, 0]), (last_w.mT, last_b[:, 0]))
+        for w, b, last_w, last_b in zip(*(parameter.split(n_members) for parameter in parameters), strict=True)
     ]
 
 

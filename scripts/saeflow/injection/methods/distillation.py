@@ -1,7 +1,7 @@
 """The new method: a source's soft answers to synthetic images, learnt from what a target makes of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -70,7 +70,7 @@ class FragmentDistillation(Method):
         self, sources: Sequence[StackedClassifier], target: StackedClassifier, guards: Sequence[Guard]
     ) -> list[Head]:
         fragments = guards[0].fragments()
-        return learnt(sources, target, guards, self.site, fragments, [guard.counted(fragments) for guard in guards])
+        return learnt(sources, target, guards, self.site, fragments, lambda guard: guard.counted(fragments))
 
 
 def learnt(
@@ -79,7 +79,7 @@ def learnt(
     guards: Sequence[Guard],
     site: str,
     images: Float[Tensor, "n 1 h w"],
-    counted: Sequence[Float[Tensor, "m n"]],
+    counted: Callable[[Guard], Float[Tensor, "m n"]],
 ) -> list[Head]:
     """Heads that answer images as each source does, and the target's own images with no; each is trained once.
 
@@ -87,11 +87,11 @@ def learnt(
         guards: of each source, with the same permissions and draws.
         site: hook point of the target that they read.
         images: drawn so that a source answers each of its classes equally often.
-        counted: of each source, 1, or 0 for an image that is never drawn.
+        counted: from a source's guard, 1, or 0 for an image that is never drawn.
     """
     known: dict[tuple[StackedClassifier, bool], Head] = guards[0].once(target, "heads", dict)
     asked = [(source, guard.drop_concept) for source, guard in zip(sources, guards, strict=True)]
-    new = {key: some for key, some in zip(asked, counted, strict=True) if key not in known}
+    new = {key: counted(guard) for key, guard in zip(asked, guards, strict=True) if key not in known}
     if new:
         of_new = [source for source, _ in new]
         known |= zip(new, _trained(of_new, target, guards[0], site, images, list(new.values())), strict=True)
@@ -106,7 +106,7 @@ def _trained(
     images: Float[Tensor, "n 1 h w"],
     counted: Sequence[Float[Tensor, "m n"]],
 ) -> list[Head]:
-    """Heads of `learnt`, as one stack."""
+    """Heads of `learnt`, trained together."""
     settings, own = guard.settings.distillation, guard.own().images
     if len(own) > settings.own_images:
         own = own[torch.randperm(len(own), generator=guard.generator("own"))[: settings.own_images].to(own.device)]

@@ -113,8 +113,8 @@ class References(Method):
         self, sources: Sequence[StackedClassifier], target: StackedClassifier, guards: Sequence[Guard]
     ) -> list[Head]:
         images = guards[0].source_images()
-        counted = [images.new_ones(source.n_members, len(images)) for source in sources]
-        return learnt(sources, target, guards, self.site, images, counted)
+        all_count = images.new_ones(target.n_members, len(images))
+        return learnt(sources, target, guards, self.site, images, lambda _: all_count)
 
 
 def _fine_tuned(target: StackedClassifier, h: Tensor, labels: Tensor, generator: torch.Generator) -> StackedClassifier:
