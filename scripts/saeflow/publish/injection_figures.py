@@ -34,28 +34,32 @@ def pairs(table: pd.DataFrame) -> plt.Figure:
     names = list(dict.fromkeys([*table["source"], *table["target"]]))
     n_columns = min(5, len(chosen))
     n_rows = -(-len(chosen) // n_columns)
-    size = (PAGE * n_columns / 5 + 0.3, 1.42 * n_rows + 0.6)
-    figure, grid = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    # One pair of axes for all: a panel of its own for each takes twice as long to lay out and draw.
+    figure, axes = plt.subplots(figsize=(PAGE * n_columns / 5 + 0.3, 1.42 * n_rows + 0.6))
     shades = plt.get_cmap("Blues").with_extremes(bad="0.85")
-    for axes in grid.flat[len(chosen) :]:
-        axes.set_visible(False)
-    for i, (axes, rows) in enumerate(zip(grid.flat, chosen, strict=False)):
+    across, down = len(names) + 0.5, len(names) + 2.2
+    corners = [(i % n_columns * across, i // n_columns * down) for i in range(len(chosen))]
+    for (left, top), rows in zip(corners, chosen, strict=True):
         square = rows.pivot(index="source", columns="target", values="transfer").reindex(index=names, columns=names)
         values = 100 * square.to_numpy(float)
-        axes.imshow(values, cmap=shades, vmin=0, vmax=100, aspect="auto")
+        extent = (left - 0.5, left + len(names) - 0.5, top + len(names) - 0.5, top - 0.5)
+        axes.imshow(values, cmap=shades, vmin=0, vmax=100, extent=extent)
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 shade = "white" if value > 60 else "black"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=shade)
-        axes.set_title(f"{_wrapped(rows.iloc[0]['method'])}\n{rows.iloc[0]['tier']}", fontsize=6.5)
-        axes.grid(visible=False)
-        axes.tick_params(length=0, labelsize=6, labelbottom=i >= (n_rows - 1) * n_columns)
-        axes.tick_params(axis="x", rotation=90)
-    # All panels share them.
-    grid[0, 0].set_xticks(range(len(names)), names)
-    grid[0, 0].set_yticks(range(len(names)), names)
-    figure.supxlabel("target", fontsize=8)
-    figure.supylabel("source", fontsize=8)
+                axes.text(left + column, top + row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=shade)
+        title = f"{_wrapped(rows.iloc[0]['method'])}\n{rows.iloc[0]['tier']}"
+        axes.text(left + (len(names) - 1) / 2, top - 0.6, title, ha="center", va="bottom", fontsize=6.5)
+    columns, lines = (
+        [i * step + j for i in range(n) for j in range(len(names))] for n, step in ((n_columns, across), (n_rows, down))
+    )
+    axes.set_xticks(columns, names * n_columns, rotation=90)
+    axes.set_yticks(lines, names * n_rows)
+    axes.set(xlim=(-0.5, n_columns * across - 1), ylim=(n_rows * down - 2.7, -2.2), aspect="auto", frame_on=False)
+    axes.tick_params(length=0, labelsize=6)
+    axes.grid(visible=False)
+    axes.set_xlabel("target")
+    axes.set_ylabel("source")
     return figure
 
 
