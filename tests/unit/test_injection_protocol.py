@@ -551,7 +551,7 @@ def test_a_method_without_source_is_run_once_for_a_target_and_stands_for_all_its
 
 
 def injected_alone(materials, variant, control, pair):
-    asked = study._Asked.of(variant, control, pair, materials)
+    asked = study.Asked.of(variant, control, pair, materials)
     return variant.inject(asked.source, asked.target, asked.guard)
 
 
@@ -561,7 +561,7 @@ def test_heads_of_all_sources_and_controls_together_are_those_of_each_alone(mate
     penultimate, _, even_odds = method("fragment_distillation").variants(SETTINGS)
     pairs = [(source, "FFN") for source in ("SimpleNN", "FFN")]
     controls = ("", *penultimate.controls)
-    asked = [study._Asked.of(penultimate, control, pair, materials) for control in controls for pair in pairs]
+    asked = [study.Asked.of(penultimate, control, pair, materials) for control in controls for pair in pairs]
     for target in {job.target for job in asked}:
         same = [job for job in asked if job.target is target]
         penultimate.prepare([job.source for job in same], target, [job.guard for job in same])

@@ -19,7 +19,7 @@ from saeflow.injection import metrics
 from saeflow.injection.answers import Answers
 from saeflow.injection.calibration import calibrated_shifts, shifted
 from saeflow.injection.forward import Forward
-from saeflow.injection.materials import UNTRAINED, Materials
+from saeflow.injection.materials import Materials
 from saeflow.injection.method import Method, NotApplicableError, Stage
 from saeflow.injection.networks import Spliced, multiply_adds, n_parameters
 from saeflow.injection.protocol import Guard
@@ -80,16 +80,12 @@ class Calibrated:
     pair: tuple[str, str]
     target: StackedClassifier
     stage: Stage
+    last: bool
     held_out: Float[Tensor, "m n classes"]
     """Logits of the calibration images, before the shift."""
     shifts: dict[int, Float[Tensor, " m"]]
-    seconds: float | None
-    """Wall-clock time of the injection with all its stages; of the last stage only."""
-
-    @property
-    def last(self) -> bool:
-        """Whether it is the stage that tables of whole methods show."""
-        return self.seconds is not None
+    seconds: float
+    """Wall-clock time of the injection, with all its stages."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -130,14 +126,16 @@ def run(
     for together in _sharing(variants):
         # Everything of one target together: its values on common images, and what is fitted on them, are remembered.
         for target, of_target in by_target.items():
+            networks: set[StackedClassifier] = set()
             for method in together:
                 found = _inject(method, of_target, materials, own)
                 ready[method.label] += found
+                networks |= {item.target for item in found}
                 n_done = len({item.pair for item in found if not item.control})
                 done = f"{method.label} into {target}: {n_done} of {len(of_target)} pairs, the others do not apply"
                 log.info("%s; %d controls", done, len({item.control for item in found} - {""}))
-            for control in ("", UNTRAINED[1]):
-                materials.forget(materials.pair(of_target[0], control)[1])
+            for network in networks:
+                materials.forget(network)
         materials.remembered.clear()
     read = Images.of(test, materials.device)
     materials.named("test", read.images)
@@ -151,7 +149,7 @@ def _sharing(variants: Sequence[Method]) -> list[list[Method]]:
     ]
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """One injection."""
 
     control: str
@@ -161,7 +159,7 @@ class _Asked(NamedTuple):
     guard: Guard
 
     @classmethod
-    def of(cls, method: Method, control: str, pair: tuple[str, str], materials: Materials) -> "_Asked":
+    def of(cls, method: Method, control: str, pair: tuple[str, str], materials: Materials) -> "Asked":
         source, target = materials.pair(pair, control)
         guard = Guard(
             materials,
@@ -180,7 +178,7 @@ def _inject(method: Method, pairs: Sequence[tuple[str, str]], materials: Materia
     """Injected and calibrated networks of all pairs of a target, by control; none where the method does not apply."""
     controls = ["", *(c for c in method.controls if c != "blind_source" or materials.settings.blind is not None)]
     of_sources = pairs if method.uses_source else pairs[:1]
-    asked = [_Asked.of(method, control, pair, materials) for control in controls for pair in of_sources]
+    asked = [Asked.of(method, control, pair, materials) for control in controls for pair in of_sources]
     seconds: dict[StackedClassifier, float] = {}
     for target in dict.fromkeys(job.target for job in asked):
         same = [job for job in asked if job.target is target]
@@ -204,8 +202,8 @@ def _inject(method: Method, pairs: Sequence[tuple[str, str]], materials: Materia
         elapsed = seconds[job.target] + time.perf_counter() - started
         for pair in [job.pair] if method.uses_source else pairs:
             for stage, logits, shifts in calibrated:
-                last = elapsed if stage is stages[-1] else None
-                found.append(Calibrated(method, job.control, pair, job.target, stage, logits, shifts, last))
+                last = stage is stages[-1]
+                found.append(Calibrated(method, job.control, pair, job.target, stage, last, logits, shifts, elapsed))
     return found
 
 

@@ -136,8 +136,8 @@ class BatchTopK(Objective):
                 candidates = above if above.numel() >= n else candidates
             thresholds.append(kernels.kth_largest(candidates, n))
         self.threshold = torch.stack(thresholds)
-        # Compared into floats: a product with booleans costs a CPU five times as much.
-        return p.mul_(torch.ge(p, self.threshold[:, None, None], out=self._held("z", p.shape)))
+        # Compared into floats, where the gradient will lie: a product with booleans costs a CPU five times as much.
+        return p.mul_(torch.ge(p, self.threshold[:, None, None], out=self._held("dz", p.shape)))
 
 
 class MatryoshkaBatchTopK(BatchTopK):
