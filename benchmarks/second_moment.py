@@ -44,7 +44,7 @@ def activations() -> tuple[torch.Tensor, torch.Tensor]:
     network = train("SimpleNN", data, [Member("full", tuple(range(10)), 0)], settings, seed=0).classifier
     splits = (torch.from_numpy(split.inputs()) for split in (data.train, data.test))
     with torch.no_grad():
-        return tuple(network.run(x, [HOOK_POINT])[1][HOOK_POINT][0] for x in splits)
+        return tuple(network.values(x, [HOOK_POINT])[HOOK_POINT][0] for x in splits)
 
 
 def of_images(seeds: list[int]) -> tuple[ActivationStore, torch.Tensor, dict[str, Any]]:

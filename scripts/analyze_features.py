@@ -67,7 +67,7 @@ def main(
             sae,
             train,
             test,
-            lambda x, member=member: member.run(x, (hook,))[1][hook][0],
+            lambda x, member=member: member.values(x, (hook,))[hook][0],
             lambda v, member=member: member.run_from(hook, v[None])[0],
             context,
             spec,

@@ -59,7 +59,7 @@ def main(*, dataset: Path, weights: Path, parts: list[Path], manifests: list[Pat
                     writers[i, hook] = stack.enter_context(writer)
             for batch, kept in batches_of(own, len(images), settings.batch_size):
                 rows = torch.arange(batch.start, batch.stop)
-                values = classifier.run(images[rows].to(classifier.device), settings.hook_points)[1]
+                values = classifier.values(images[rows].to(classifier.device), settings.hook_points)
                 for (i, hook), writer in writers.items():
                     writer.append(values[hook][i][kept], rows[kept])
     for manifest, part in zip(manifests, parts, strict=False):

@@ -39,7 +39,8 @@ def plain(classifier, i):
 @pytest.mark.parametrize(("side", "n_classes"), [(8, 10), (28, 26), (7, 3)])
 def test_every_member_is_the_plain_network_of_its_weights(architecture, side, n_classes):
     classifier, x = build(architecture, side, n_classes).double(), images(5, side=side).double()
-    logits, values = classifier.run(x, classifier.hook_points())
+    values = classifier.values(x, classifier.hook_points())
+    logits = values["logits"]
     assert logits.shape == (3, 5, n_classes)
     for i in range(3):
         torch.testing.assert_close(logits[i], plain(classifier, i)(x.flatten(1)), rtol=1e-10, atol=1e-12)
@@ -50,7 +51,7 @@ def test_every_member_is_the_plain_network_of_its_weights(architecture, side, n_
 
 def test_a_convolution_s_units_are_channels_then_rows_then_columns():
     classifier, x = build(), images(4)
-    value = classifier.run(x, ["conv1.pre"])[1]["conv1.pre"]
+    value = classifier.values(x, ["conv1.pre"])["conv1.pre"]
     layer = classifier.layers["conv1"]
     expected = nn.functional.conv2d(x, layer.weight[1], layer.bias[1], stride=2, padding=1)
     torch.testing.assert_close(value[1].unflatten(-1, (16, 4, 4)), expected)
@@ -66,7 +67,8 @@ def test_images_of_each_member_s_own_are_told_from_shared_ones():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_forward_pass_continues_from_every_hook_point(architecture):
     classifier = build(architecture)
-    logits, values = classifier.run(images(5), classifier.hook_points())
+    values = classifier.values(images(5), classifier.hook_points())
+    logits = values["logits"]
     for name, value in values.items():
         assert torch.equal(classifier.run_from(name, value), logits), name
 
@@ -74,14 +76,22 @@ def test_the_forward_pass_continues_from_every_hook_point(architecture):
 def test_post_is_the_relu_of_pre_and_logits_come_last():
     classifier = build("SimpleNN")
     assert classifier.hook_points() == ["hidden1.pre", "hidden1.post", "hidden2.pre", "hidden2.post", "logits"]
-    logits, values = classifier.run(images(5), classifier.hook_points())
+    values = classifier.values(images(5), classifier.hook_points())
     assert torch.equal(values["hidden2.post"], values["hidden2.pre"].relu())
-    assert torch.equal(values["logits"], logits)
+    assert torch.equal(values["logits"], classifier(images(5)))
+
+
+def test_a_pass_goes_no_further_than_the_last_hook_point_asked_for(monkeypatch):
+    classifier, reached = build("SimpleNN"), []
+    step = classifier._step
+    monkeypatch.setattr(classifier, "_step", lambda name, value: reached.append(name) or step(name, value))
+    classifier.values(images(2), ("hidden1.post", "first.pre"))
+    assert reached == ["hidden1.pre", "hidden1.post"]
 
 
 def test_the_jacobian_from_the_last_activations_is_the_last_layer_s_weight():
     classifier = build("MegaNN")
-    post = classifier.run(images(2), ["last.post"])[1]["last.post"]
+    post = classifier.values(images(2), ["last.post"])["last.post"]
     jacobian = torch.autograd.functional.jacobian(lambda value: classifier.run_from("last.post", value), post)
     for i in range(3):
         for n in range(2):
@@ -103,7 +113,7 @@ def test_the_jacobian_from_the_last_activations_is_the_last_layer_s_weight():
 def test_an_alias_is_captured_under_the_name_asked_for(architecture, alias, name):
     classifier = build(architecture)
     assert classifier.resolve(alias) == name
-    values = classifier.run(images(2), (alias, name))[1]
+    values = classifier.values(images(2), (alias, name))
     assert set(values) == {alias, name}
     assert torch.equal(values[alias], values[name])
 

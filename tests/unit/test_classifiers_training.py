@@ -154,7 +154,7 @@ def test_stores_hold_what_the_network_computes_from_every_image(tmp_path, saved,
         manifests=[folder / "manifest.json" for folder in folders],
         cfg=cfg | {"seeds": [5, 3]},
     )
-    values = classifiers.load(weights[1]).run(torch.from_numpy(digits.test.inputs()), hooks)[1]
+    values = classifiers.load(weights[1]).values(torch.from_numpy(digits.test.inputs()), hooks)
     for i, seed in enumerate((3, 5)):
         for hook in hooks:
             store = ActivationStore.open(tmp_path / f"{seed}-{hook}-test" / "manifest.json")

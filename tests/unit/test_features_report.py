@@ -42,7 +42,7 @@ def study(tmp_path_factory):
     for i, seed in enumerate(SEEDS):
         for split, part in (("train", train), ("test", test)):
             folder = root / f"{split}-{seed}"
-            values = network.run(torch.from_numpy(part.inputs()), (HOOK,))[1][HOOK][i].detach()
+            values = network.values(torch.from_numpy(part.inputs()), (HOOK,))[HOOK][i].detach()
             # Rows in another order than the images: the source says which is which.
             order = torch.from_numpy(rng.permutation(len(part)))
             with ActivationStore.create(folder, d=32, source_columns=("image",)) as writer:
@@ -107,7 +107,7 @@ def test_labels_and_images_are_found_by_the_source_of_the_rows(study, outputs):
     arrays = np.load(outputs["arrays"][0])
     sae = formats.load(study["saes"][0].parent)
     network = classifiers.load(study["weights"]).member(0)
-    z = sae.encode(network.run(torch.from_numpy(data.train.inputs()), (HOOK,))[1][HOOK][0])
+    z = sae.encode(network.values(torch.from_numpy(data.train.inputs()), (HOOK,))[HOOK][0])
     for latent in range(12):
         kept = arrays["top_images"][latent] >= 0
         images = arrays["top_images"][latent][kept]

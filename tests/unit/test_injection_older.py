@@ -189,7 +189,7 @@ def test_permuted_units_leave_the_function_as_it_was(architecture):
     torch.testing.assert_close(changed(x), whole(x), rtol=1e-4, atol=1e-5)
     for layer in hidden_layers(whole):
         name = f"{layer}.post"
-        (was, now) = (net.run(x, [name])[1][name] for net in (whole, changed))
+        (was, now) = (net.values(x, [name])[name] for net in (whole, changed))
         moved = torch.stack(
             [by_unit(whole, layer, value).take_along_dim(orders[layer][..., None], 1) for value in was.unbind(1)], dim=1
         )
@@ -227,7 +227,7 @@ def test_replaced_units_are_the_source_without_its_others_and_the_target_without
 
     def means(whole):
         names = [f"{layer}.post" for layer in hidden_layers(whole)]
-        return {n.removesuffix(".post"): v.mean(1) for n, v in whole.run(x, names)[1].items()} if with_means else None
+        return {n.removesuffix(".post"): v.mean(1) for n, v in whole.values(x, names).items()} if with_means else None
 
     of_source, of_target = means(source), means(target)
     logits = replaced(source, target, theirs, 4, of_source, of_target)(x)
@@ -382,7 +382,7 @@ def test_the_selected_units_are_the_most_selective_of_the_source():
     found = inject(variant_of("activation_selection", "quarter"), source, target)
     study = materials(source, target)
     seen = study.images_of(TASK.source_classes)
-    values = source.run(seen.images, ["hidden1.post"])[1]["hidden1.post"]
+    values = source.values(seen.images, ["hidden1.post"])["hidden1.post"]
     concept = seen.labels == 4
     gap = (values[:, concept].mean(1) - values[:, ~concept].mean(1)).abs()
     best = (gap / values.std(1, correction=0).clamp(min=1e-6)).topk(16).indices
@@ -530,7 +530,7 @@ def readout_of(injected):
 
 def class_vector(source, target):
     """Mean of the concept less the mean of the shared classes' means, at the source."""
-    values = [source.run(of_class(source, target, c), ["last.pre"])[1]["last.pre"].mean(1) for c in (4, 2, 3)]
+    values = [source.values(of_class(source, target, c), ["last.pre"])["last.pre"].mean(1) for c in (4, 2, 3)]
     return values[0] - (values[1] + values[2]) / 2
 
 
@@ -547,7 +547,7 @@ def test_the_learned_projection_is_scikit_learn_s_ridge():
     source, target = network("SimpleNN", 0), network("MegaNN", 10)
     found = readout_of(inject(variant_of("cross_architecture_vector", "plain"), source, target))
     shared = of_class(source, target, 2, 3)
-    of_source, of_target = (net.run(shared, ["last.pre"])[1]["last.pre"] for net in (source, target))
+    of_source, of_target = (net.values(shared, ["last.pre"])["last.pre"] for net in (source, target))
     vector = class_vector(source, target)
     for i in range(2):
         x = of_source[i].double().numpy()
@@ -562,7 +562,7 @@ def test_the_whitened_vector_is_fisher_s_in_units_of_the_target_s_logits():
     target = turned(source, turn)
     injected = inject(variant_of("vector_space_aligned"), source, target)
     own = of_class(source, target, *TASK.target_classes)
-    values, score = target.run(own, ["last.pre"])[1]["last.pre"], injected(own)[..., 4]
+    values, score = target.values(own, ["last.pre"])["last.pre"], injected(own)[..., 4]
     for i in range(2):
         covariance = np.cov(values[i].double().numpy().T, bias=True)
         covariance += 0.1 * np.trace(covariance) / 32 * np.eye(32)
@@ -636,7 +636,7 @@ def test_an_encoder_behind_a_map_gives_the_sae_s_own_latents():
 def test_what_is_written_goes_through_the_target_s_last_layer(label):
     source, target, x = network("SimpleNN", 0), network("ConvNet", 10), probe_images()
     injected = inject(variant_of("basic_sae_injection", label), source, target)
-    h = target.run(x, ["last.pre"])[1]["last.pre"]
+    h = target.values(x, ["last.pre"])["last.pre"]
     written = h.clone()
     gates = injected.gates(h)
     for k in range(sae_injection.N_LATENTS):
@@ -661,7 +661,7 @@ def test_the_concept_s_latents_are_those_that_exceed_every_other_class():
     found = sae_injection.ConceptLatents.of(saes(source, 1), identity, guard_of(variant, source, target))
     for i, sae in enumerate(saes(source, 1)):
         means = {
-            c: sae.encode(source.run(of_class(source, target, c), ["last.pre"])[1]["last.pre"][i]).mean(0)
+            c: sae.encode(source.values(of_class(source, target, c), ["last.pre"])["last.pre"][i]).mean(0)
             for c in TASK.source_classes
         }
         excess = means[4] - torch.stack([means[c] for c in RIVALS]).amax(0)
@@ -677,7 +677,7 @@ def test_the_gate_of_the_preserved_injection_is_the_least_squares_solution():
     variant = variant_of("preserved_injection")
     injected = inject(variant, source, target)
     own, concept, other = (
-        target.run(of_class(source, target, *classes), ["last.pre"])[1]["last.pre"].double()
+        target.values(of_class(source, target, *classes), ["last.pre"])["last.pre"].double()
         for classes in (TASK.target_classes, (4,), (5,))
     )
     for i in range(2):
@@ -693,7 +693,7 @@ def test_the_gate_of_the_preserved_injection_is_the_least_squares_solution():
 def test_more_weight_on_preservation_moves_the_target_s_own_logits_less():
     source, target = network("SimpleNN", 0), network("SimpleNN", 10)
     own = of_class(source, target, *TASK.target_classes)
-    active = (target.run(own, ["last.pre"])[1]["last.pre"] > 0).float()
+    active = (target.values(own, ["last.pre"])["last.pre"] > 0).float()
     variant, moved = variant_of("preserved_injection"), []
     for weight in (0.0, 100.0, 1e4):
         injected = inject(dataclasses.replace(variant, preservation_weight=weight), source, target)

@@ -122,7 +122,17 @@ def test_saes_need_what_they_were_trained_on(materials, of, needed):
 
 
 def test_every_door_of_the_guard_is_in_this_test():
-    open_to_all = {"task", "settings", "device", "seed", "generator", "activations", "source_of", "once"}
+    open_to_all = {
+        "task",
+        "settings",
+        "device",
+        "seed",
+        "generator",
+        "activations",
+        "source_of",
+        "once",
+        "once_for_pair",
+    }
     doors = {name for name in vars(Guard) if not name.startswith("_")} - open_to_all
     named = {
         "shared",
@@ -164,7 +174,7 @@ def test_source_activations_are_the_source_s_own_and_cannot_be_matched_with_imag
     assert labels.tolist() == sorted(labels.tolist())
     seen = np.isin(data.train.labels, TASK.source_classes)
     source = materials.networks["source"]["SimpleNN"]
-    direct = source.run(torch.from_numpy(data.train.inputs()[seen]), ("last.pre",))[1]["last.pre"]
+    direct = source.values(torch.from_numpy(data.train.inputs()[seen]), ("last.pre",))["last.pre"]
     in_order = direct[:, torch.from_numpy(data.train.labels[seen]).argsort(stable=True)]
     assert not torch.equal(values, in_order)
     for label in TASK.source_classes:
@@ -427,7 +437,7 @@ def test_a_graft_changes_the_concept_s_logit_alone_and_its_cost_is_counted():
     torch.manual_seed(0)
     layers = (torch.randn(2, 32, 5), torch.randn(2, 5)), (torch.randn(2, 5, 1), torch.randn(2, 1))
     injected = Grafted(target, "last.pre", {4: Gate(Head(*layers))})
-    h = target.run(x, ("last.pre",))[1]["last.pre"]
+    h = target.values(x, ("last.pre",))["last.pre"]
     score = ((h @ layers[0][0] + layers[0][1][:, None]).relu() @ layers[1][0] + layers[1][1][:, None])[..., 0]
     expected = target(x).clone()
     expected[..., 4] = 1000 * score
@@ -593,6 +603,38 @@ def test_what_is_remembered_is_remembered_for_one_tier_only(materials):
     assert rich.once(target, "doodles", lambda: None) is made
     with pytest.raises(KnowledgeError):
         poor.once(target, "doodles", lambda: poor.synthetic())
+
+
+def test_what_a_pair_keeps_is_its_own_and_goes_with_either_network(materials):
+    same, again = guarded(materials, T2), guarded(materials, T2)
+    source, target = materials.pair(("FFN", "FFN"))
+    other = Guard(materials, T2, asker="somebody", source=source, target=target)
+    assert same.once_for_pair("map", lambda: 1) == again.once_for_pair("map", lambda: 2) == 1
+    assert other.once_for_pair("map", lambda: 3) == 3
+    materials.forget(target)
+    assert again.once_for_pair("map", lambda: 4) == 4
+
+
+@pytest.mark.parametrize("name", ["adversarial_direction", "precomputed_alignment", "preserved_injection"])
+def test_variants_that_share_draws_carry_the_concept_once_and_differ_in_their_heads(materials, name, monkeypatch):
+    fits, once, spaces = [], Guard.once_for_pair, SETTINGS.concept_spaces
+    for role in ("source", "target"):
+        key = role, "SimpleNN", spaces.d_sae, spaces.k
+        materials.concept_saes[key] = [random_sae("jumprelu", 32, 64, i, torch.float32) for i in range(2)]
+
+    def counted(guard, name, make):
+        return once(guard, name, lambda: fits.append(name) or make())
+
+    monkeypatch.setattr(Guard, "once_for_pair", counted)
+    sharing = [v for v in method(name).variants(SETTINGS) if v.draws == name]
+    assert len(sharing) == 2
+    x = materials.images_of((0, 4)).images
+    pair = ("SimpleNN", "SimpleNN")
+    first, second = (injected_alone(materials, variant, "", pair)(x) for variant in sharing)
+    assert len(fits) == 1
+    assert not torch.equal(first[..., 4], second[..., 4])
+    materials.remembered.clear()
+    assert torch.equal(injected_alone(materials, sharing[1], "", pair)(x), second)
 
 
 def test_a_graft_is_measured_as_its_network_answers(materials, data):

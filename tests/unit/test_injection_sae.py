@@ -15,7 +15,7 @@ from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection import concept_saes, densities
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import Sample, fitted, procrustes, residual_covariance, ridge
-from saeflow.injection.densities import Gaussian, LikelihoodRatio, LogDensities, OwnClasses, pooled
+from saeflow.injection.densities import Gaussian, LikelihoodRatio, LinearRatio, LogDensities, OwnClasses
 from saeflow.injection.knowledge import T0, Knowledge, KnowledgeError
 from saeflow.injection.materials import Materials
 from saeflow.injection.method import NotApplicableError, method
@@ -222,11 +222,16 @@ def test_likelihood_ratio_is_its_equation():
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_with_a_pooled_covariance_the_score_of_two_classes_is_linear():
-    concept, own = pooled([Gaussian.of((1 + j) * normal(1, 50, 3, seed=j) + j) for j in range(2)])
-    head = LikelihoodRatio(concept, OwnClasses([own]))
-    a, b = normal(1, 5, 3, seed=3), normal(1, 5, 3, seed=4)
-    torch.testing.assert_close(head((a + b) / 2), (head(a) + head(b)) / 2, atol=1e-3, rtol=1e-4)
+def test_the_linear_ratio_is_the_likelihood_ratio_of_classes_with_the_average_covariance():
+    gaussians = [Gaussian.of((1 + j) * normal(2, 50, 3, seed=j) + j) for j in range(4)]
+    average = torch.stack([gaussian.covariance for gaussian in gaussians]).mean(0)
+    concept, own, other, lookalike = (Gaussian(gaussian.mean, average) for gaussian in gaussians)
+    expected = LikelihoodRatio(concept, OwnClasses([own, other]), [lookalike], handicap=2.0)
+    concept, own, other, lookalike = gaussians
+    found = LinearRatio(concept, [own, other], [lookalike], handicap=2.0)
+    h = normal(2, 10, 3, seed=7)
+    torch.testing.assert_close(found(h), expected(h), atol=1e-3, rtol=1e-4)
+    assert found.directions.shape == (2, 3, 4)
 
 
 # A source that is a rotated copy of the target.
@@ -332,25 +337,24 @@ def test_continual_injection_stops_after_each_class(materials):
 
 def test_gradients_of_adversarial_training_are_those_of_autograd():
     m, n, d, units = 2, 16, 5, 7
-    h, noise = normal(m, n, d).double(), normal(n // 2, d, seed=1).double()
+    h = normal(m, n, d).double()
     drawn = (normal(m, d, units, seed=2), normal(m, units, seed=3), normal(m, units, 1, seed=4), normal(m, 1, seed=5))
     parameters = [parameter.double().requires_grad_() for parameter in drawn]
     weight, bias, last, last_bias = parameters
-    left_out, factor = normal(m, d, d, seed=6).double(), normal(m, d, d, seed=7).double()
+    factor = normal(m, d, d, seed=7).double()
     sign = torch.tensor([1.0] * (n // 4) + [-1.0] * (n - n // 4), dtype=torch.float64)
 
     def score(x):
         return (torch.baddbmm(bias[:, None], x, weight).relu() @ last + last_bias[:, None])[..., 0]
 
-    x = torch.cat([h[:, : n // 2] + noise @ left_out, h[:, n // 2 :]], 1).requires_grad_()
+    x = h.clone().requires_grad_()
     (slope,) = torch.autograd.grad((-sign * score(x)).sum(), x)
     direction = slope @ factor.mT
-    x = (x + 0.3 * direction / direction.norm(dim=-1, keepdim=True) @ factor).detach()
+    x = (x + 0.3 * direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-300) @ factor).detach()
     loss = torch.nn.functional.softplus(-sign * score(x)).mean(1).sum()
     expected = torch.autograd.grad(loss, parameters)
     detached = [(weight.detach(), bias.detach()), (last.detach(), last_bias.detach())]
-    rows = adversarial_direction.Rows(h, h, h, left_out, factor)
-    found = adversarial_direction.gradients(h, noise, detached, rows, 0.3)
+    found = adversarial_direction.gradients(h, detached, factor, 0.3)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 

@@ -73,12 +73,6 @@ def shrunk(covariance: Float[Tensor, "m d d"], n: int) -> Float[Tensor, "m d d"]
     return shrunken
 
 
-def pooled(gaussians: Sequence[Gaussian]) -> list[Gaussian]:
-    """The same means, all with the average covariance."""
-    average = torch.stack([gaussian.covariance for gaussian in gaussians]).mean(0)
-    return [Gaussian(gaussian.mean, average) for gaussian in gaussians]
-
-
 class LogDensities(nn.Module):
     """log N(h; mean_j, C_j) + constant, for each Gaussian j.
 
@@ -145,7 +139,43 @@ class LikelihoodRatio(nn.Module):
 
     def forward(self, h: Float[Tensor, "m n d"], best_own: Float[Tensor, "m n"] | None = None) -> Float[Tensor, "m n"]:
         concept, *lookalikes = self.densities(h).unbind(-1)
-        rivals = self.own(h) if best_own is None else best_own
-        for lookalike in lookalikes:
-            rivals = torch.logaddexp(rivals, lookalike + self.handicap)
-        return (concept - rivals) / UNCERTAINTY
+        return _ratio(concept, self.own(h) if best_own is None else best_own, lookalikes, self.handicap)
+
+
+class LinearRatio(nn.Module):
+    """The likelihood ratio with C_j = C, the average covariance of all classes: linear in h, for log p(h | j) is
+    h' C^-1 mean_j - mean_j' C^-1 mean_j / 2 + a function of h that all classes share.
+
+    Linear discriminant analysis (Hastie et al. 2009, eq. 4.10): one direction for each class.
+
+    Arguments:
+        concept, own, lookalikes, handicap: as in `LikelihoodRatio`.
+    """
+
+    def __init__(
+        self,
+        concept: Gaussian,
+        own: Sequence[Gaussian],
+        lookalikes: Sequence[Gaussian] = (),
+        handicap: float = HANDICAP,
+    ) -> None:
+        super().__init__()
+        gaussians = [concept, *lookalikes, *own]
+        covariance = torch.stack([gaussian.covariance for gaussian in gaussians]).mean(0)
+        means = torch.stack([gaussian.mean for gaussian in gaussians], 2)
+        directions = torch.cholesky_solve(means.double(), torch.linalg.cholesky(covariance.double())).to(means)
+        self.directions = nn.Parameter(directions, requires_grad=False)
+        self.offsets = nn.Parameter(-(means * directions).sum(1) / 2, requires_grad=False)
+        self.n_own, self.handicap = len(own), handicap
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        densities = torch.baddbmm(self.offsets[:, None], h, self.directions)
+        concept, *lookalikes = densities[..., : -self.n_own].unbind(-1)
+        return _ratio(concept, densities[..., -self.n_own :].amax(-1), lookalikes, self.handicap)
+
+
+def _ratio(concept: Tensor, best_own: Tensor, lookalikes: Sequence[Tensor], handicap: float) -> Float[Tensor, "m n"]:
+    rivals = best_own
+    for lookalike in lookalikes:
+        rivals = torch.logaddexp(rivals, lookalike + handicap)
+    return (concept - rivals) / UNCERTAINTY

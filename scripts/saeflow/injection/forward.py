@@ -70,7 +70,7 @@ class Forward:
         network: StackedClassifier,
         images: Float[Tensor, "images 1 h w"],
         hook_point: str,
-    ) -> Float[Tensor, "members images"]:
+    ) -> Float[Tensor, "members images *_"]:
         """What a module, row by row, makes of a network's values at a hook point; remembered as they are."""
         key = id(part), id(images), network.resolve(hook_point)
         if key not in self._remembered:
@@ -81,7 +81,7 @@ class Forward:
 
     def _run(self, network: StackedClassifier, images: Tensor, hook_points: Sequence[str]) -> list[Tensor]:
         def run(batch_size: int) -> list[Tensor]:
-            ran = [network.run(batch, hook_points)[1] for batch in images.to(self.device).split(batch_size)]
+            ran = [network.values(batch, hook_points) for batch in images.to(self.device).split(batch_size)]
             return [torch.cat([values[hook_point] for values in ran], dim=1) for hook_point in hook_points]
 
         if self.device.type == "cpu":

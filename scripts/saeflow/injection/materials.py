@@ -121,13 +121,13 @@ class Materials:
         return {}
 
     @cached_property
-    def remembered(self) -> dict[tuple[str, Knowledge, str, int], tuple]:
-        """What methods keep from pair to pair."""
+    def remembered(self) -> dict[tuple[str, Knowledge, str, tuple[int, ...]], tuple]:
+        """What methods keep from pair to pair, and from variant to variant."""
         return {}
 
     def forget(self, network: StackedClassifier) -> None:
         """Drop what methods keep of a network."""
-        for key in [key for key, (of, _) in self.remembered.items() if of is network]:
+        for key in [key for key, (of, _) in self.remembered.items() if network in of]:
             del self.remembered[key]
 
     @cached_property

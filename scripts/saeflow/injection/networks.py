@@ -12,7 +12,7 @@ from saeflow.models.classifiers import Images, StackedClassifier
 
 Logits = Float[Tensor, "m n classes"]
 Values = Float[Tensor, "m n d"]
-Shared = Mapping[str, Float[Tensor, "m n"]]
+Shared = Mapping[str, Float[Tensor, "m n *_"]]
 """By class, what a module that several injected networks have makes of the values."""
 
 
@@ -41,6 +41,38 @@ class Head(nn.Module):
         """A head whose score is so much higher."""
         *first, (weight, bias) = zip(self.weights, self.biases, strict=True)
         return Head(*first, (weight, bias + by))
+
+
+class Layer(nn.Module):
+    """relu(h W + b).
+
+    Arguments:
+        weight, bias: [m, d, k] and [m, k].
+    """
+
+    def __init__(self, weight: Float[Tensor, "m d k"], bias: Float[Tensor, "m k"]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n k"]:
+        return torch.baddbmm(self.bias[:, None], h, self.weight).relu_()
+
+
+class Upon(nn.Module):
+    """head(own(h)).
+
+    Arguments:
+        own: the target's, read by other heads too; one module for all, so that it need not run for each.
+        head: from what it makes of h to scores.
+    """
+
+    def __init__(self, own: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.own, self.head = own, head
+
+    def forward(self, h: Float[Tensor, "m n d"], made: Float[Tensor, "m n k"] | None = None) -> Float[Tensor, "m n"]:
+        return self.head(self.own(h) if made is None else made)
 
 
 class Gate(nn.Module):
@@ -80,10 +112,10 @@ class Spliced(nn.Module, ABC):
         """
 
     def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
-        logits, values = self.target.run(images, (self.site,))
-        h, parts = values[self.site], self.shared()
+        values, parts = self.target.values(images, ("logits", self.site)), self.shared()
+        h = values[self.site]
         made = {part: part(h) for part in dict.fromkeys(parts.values())}
-        return self.injected(logits, h, {label: made[part] for label, part in parts.items()})
+        return self.injected(values["logits"], h, {label: made[part] for label, part in parts.items()})
 
 
 class Grafted(Spliced):

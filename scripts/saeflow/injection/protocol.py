@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Guard:
     """What one method sees of one pair: exactly what its tier allows.
 
-    Every method but `seed`, `generator`, `activations` and `once` raises `KnowledgeError` without its permission. The
-    networks' weights are open to all tiers.
+    Every method but `seed`, `generator`, `activations`, `once` and `once_for_pair` raises `KnowledgeError` without its
+    permission. The networks' weights are open to all tiers.
 
     Arguments:
         materials: what the study has.
@@ -79,10 +79,17 @@ class Guard:
 
     def once(self, network: StackedClassifier, name: str, make: Callable[[], T]) -> T:
         """What `make` returns, made once for a method, a name and a network, and remembered for its other pairs."""
-        key = self._draws, self._allowed, name, id(network)
+        return self._kept((network,), name, make)
+
+    def once_for_pair(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for a name and the pair, and remembered for variants of the same draws."""
+        return self._kept((self._source, self._target), name, make)
+
+    def _kept(self, networks: tuple[StackedClassifier, ...], name: str, make: Callable[[], T]) -> T:
+        key = self._draws, self._allowed, name, tuple(map(id, networks))
         if key not in self._materials.remembered:
-            # The network is kept beside it, so that no other can come to live at its address.
-            self._materials.remembered[key] = network, make()
+            # The networks are kept beside it, so that no other can come to live at their addresses.
+            self._materials.remembered[key] = networks, make()
         return self._materials.remembered[key][1]
 
     def shared(self) -> Labelled:

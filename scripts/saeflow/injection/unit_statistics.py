@@ -37,7 +37,7 @@ def target_activity(target: StackedClassifier, guard: Guard) -> Activity:
     layers = hidden_layers(target)
     sums = {layer: [0, 0] for layer in layers}
     for batch in images.split(_BATCH_SIZE):
-        for name, values in target.run(batch, [f"{layer}.post" for layer in layers])[1].items():
+        for name, values in target.values(batch, [f"{layer}.post" for layer in layers]).items():
             moments = sums[name.removesuffix(".post")]
             moments[0] = moments[0] + values.sum(1, dtype=torch.float64)
             moments[1] = moments[1] + values.square().sum(1, dtype=torch.float64)

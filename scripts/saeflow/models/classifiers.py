@@ -149,18 +149,16 @@ class StackedClassifier(nn.Module):
 
     def forward(self, inputs: Images) -> Float[Tensor, "members images classes"]:
         """Logits of images [n, 1, h, w], the same for all members, or of each member's own [m, n, 1, h, w]."""
-        return self.run(inputs)[0]
+        return self.values(inputs, ("logits",))["logits"]
 
-    def run(
-        self, inputs: Images, capture: Iterable[str] = ()
-    ) -> tuple[Float[Tensor, "members images classes"], dict[str, Float[Tensor, "members images _"]]]:
-        """Logits, and the values at some hook points, from one pass.
+    def values(self, inputs: Images, hook_points: Iterable[str]) -> dict[str, Float[Tensor, "members images _"]]:
+        """Values at some hook points, from one pass that goes no further than the last of them.
 
         Arguments:
             inputs: images in [0, 1], [n, 1, h, w] for all members, or each member's own [m, n, 1, h, w].
-            capture: hook points, aliases too.
+            hook_points: names, aliases too.
         Returns:
-            logits [m, n, classes], and values [m, n, d] under the names that were asked for.
+            values [m, n, d] under the names that were asked for.
         Raises:
             ClassifierError: images of another size, or a hook point that is not there.
         """
@@ -170,15 +168,17 @@ class StackedClassifier(nn.Module):
                 f"inputs: shape {list(inputs.shape)}, {self.architecture} wants [n, {', '.join(map(str, expected))}], "
                 f"or that for each of its {self.n_members} members"
             )
-        wanted = {name: self.resolve(name) for name in capture}
-        values = {}
+        wanted = {name: self.resolve(name) for name in hook_points}
+        found: dict[str, Tensor] = {}
         # A set of images that all members share is viewed, not copied.
         value = inputs.flatten(-3).expand(self.n_members, -1, -1)
         for name in self._hook_points:
-            values[name] = value = self._step(name, value)
-            if name not in wanted.values():
-                del values[name]
-        return value, {name: values[own] for name, own in wanted.items()}
+            if found.keys() == set(wanted.values()):
+                break
+            value = self._step(name, value)
+            if name in wanted.values():
+                found[name] = value
+        return {name: found[own] for name, own in wanted.items()}
 
     def run_from(
         self, name: str, activations: Float[Tensor, "members images d"]

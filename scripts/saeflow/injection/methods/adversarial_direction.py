@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,21 +25,25 @@ _NOISY_IMAGES = 2048
 _UNITS = 48
 _STEPS = 80
 _ROWS = 64
+_CARRIED = 1024
 _LEARNING_RATE = 1e-2
 # The concept's logit is this many times the trained log odds: the answer then leans a tenth on the target's doubt.
 _SCALE = 10.0
 
 
-class Rows(NamedTuple):
-    """Rows in the target's space, whitened by its own classes, and factors L of covariances L' L of their errors."""
+class Own(NamedTuple):
+    """The target's own rows, whitened by its classes."""
 
-    concept: Float[Tensor, "m a d"]
-    lookalike: Float[Tensor, "m b d"]
-    own: Float[Tensor, "m c d"]
-    left_out: Float[Tensor, "m d d"]
-    """Of what the map leaves out."""
+    mean: Float[Tensor, "m d"]
+    """Of what is whitened."""
+    whitening: Float[Tensor, "m d d"]
+    rows: Float[Tensor, "m c d"]
     perturbation: Float[Tensor, "m d d"]
-    """Of the changes that noise on the pixels causes."""
+    """L with L' L the covariance of the changes that noise on the pixels causes."""
+
+    def whitened(self, values: Float[Tensor, "m n d"]) -> Float[Tensor, "m n d"]:
+        """Other rows, alike."""
+        return (values - self.mean[:, None]) @ self.whitening
 
 
 @register
@@ -50,7 +54,7 @@ class AdversarialDirection(Method):
     C is the covariance of the changes of h under pixel noise, so the ball holds what perturbed inputs can do. The inner
     maximum, over rows of own classes and of the look-alike too, is taken to first order: d = radius C g / sqrt(g' C g)
     with g the loss's gradient (Goodfellow et al. 2015, section 4; the minimax: Madry et al. 2018, eq. 2.1). s has one
-    hidden layer; carried rows are drawn anew at each step with noise of the map's residual.
+    hidden layer; carried rows are 1,024 of each class, drawn with noise of the map's residual.
 
     Arguments:
         radius: 0 trains without perturbations.
@@ -73,30 +77,40 @@ class AdversarialDirection(Method):
             cls(knowledge=T2 | B, site=SITE, variant="doodles"),
         ]
 
+    @property
+    def draws(self) -> str:
+        """Those of the variant with perturbations, for what is compared with it."""
+        return self.label if self.radius else self.name
+
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
-        task = guard.task
         seen = Seen.of(source, target, guard, self.knowledge)
-        space = AlignedSpace.ridge(seen)
-        rows = guard.source_activations(SITE)
-        own = guard.activations(target, seen.images.images, SITE)
-        mean, whitening, changes = guard.once(target, "whitening", lambda: self._whitening(target, own, seen, guard))
-        carried = [space.to(rows_of(*rows, label)) for label in (task.concept, task.lookalike)]
-        whitened = ((values - mean[:, None]) @ whitening for values in (*carried, own))
-        left_out = _power(space.noise, 0.5) @ whitening
-        (weight, bias), *later = self._train(Rows(*whitened, left_out, changes), guard)
+        own = guard.once(target, "own", lambda: self._own(target, seen, guard))
+        carried = guard.once_for_pair("carried", lambda: self._carried(seen, own, guard))
+        (weight, bias), *later = self._train(carried, own, guard)
         # The whitening goes into the first layer.
-        first = whitening @ weight, bias - (mean[:, None] @ whitening @ weight)[:, 0]
+        first = own.whitening @ weight, bias - (own.mean[:, None] @ own.whitening @ weight)[:, 0]
         last_weight, last_bias = later[-1]
         layers = [first, *later[:-1], (_SCALE * last_weight, _SCALE * last_bias)]
-        return Grafted(target, self.site, {task.concept: Head(*layers)})
+        return Grafted(target, self.site, {guard.task.concept: Head(*layers)})
 
-    def _whitening(
-        self, target: StackedClassifier, own: Float[Tensor, "m n d"], seen: Seen, guard: Guard
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d d"], Float[Tensor, "m d d"]]:
-        """Mean of the target's own values, what whitens them by their classes, and a factor of the whitened changes."""
+    def _own(self, target: StackedClassifier, seen: Seen, guard: Guard) -> Own:
+        values = guard.activations(target, seen.images.images, SITE)
         average = torch.stack([gaussian.covariance for gaussian in seen.own_classes.gaussians]).mean(0)
-        whitening = _power(average, -0.5)
-        return own.mean(1), whitening, _power(self._pixel_noise(target, guard), 0.5) @ whitening
+        mean, whitening = values.mean(1), _power(average, -0.5)
+        perturbation = _power(self._pixel_noise(target, guard), 0.5) @ whitening
+        return Own(mean, whitening, (values - mean[:, None]) @ whitening, perturbation)
+
+    def _carried(self, seen: Seen, own: Own, guard: Guard) -> list[Float[Tensor, "m a d"]]:
+        """Rows of the concept and of the look-alike, each with noise of what the map leaves out."""
+        space, rows = AlignedSpace.ridge(seen), guard.source_activations(SITE)
+        left_out, generator = _power(space.noise, 0.5) @ own.whitening, guard.generator("carried")
+        with_noise = []
+        for label in (guard.task.concept, guard.task.lookalike):
+            carried = own.whitened(space.to(rows_of(*rows, label)))
+            drawn = torch.randint(carried.shape[1], (_CARRIED,), generator=generator).to(carried.device)
+            noise = torch.randn(_CARRIED, carried.shape[-1], generator=generator).to(carried)
+            with_noise.append(carried.index_select(1, drawn) + noise @ left_out)
+        return with_noise
 
     def _pixel_noise(self, target: StackedClassifier, guard: Guard) -> Float[Tensor, "m d d"]:
         """Covariance of the changes of the target's values under pixel noise."""
@@ -107,58 +121,53 @@ class AdversarialDirection(Method):
         change = guard.activations(target, (some + noise).clamp(0, 1), SITE) - guard.activations(target, some, SITE)
         return shrunk(change.mT @ change / len(some), len(some))
 
-    def _train(self, rows: Rows, guard: Guard) -> list[tuple[Tensor, Tensor]]:
+    def _train(self, carried: Sequence[Tensor], own: Own, guard: Guard) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each layer of s."""
-        m, _, d = rows.own.shape
+        m, _, d = own.rows.shape
         generator = guard.generator("training")
         layers = [
             (
-                (2 / i) ** 0.5 * torch.randn(i, o, generator=generator).to(rows.own).repeat(m, 1, 1),
-                rows.own.new_zeros(m, o),
+                (2 / i) ** 0.5 * torch.randn(i, o, generator=generator).to(own.rows).repeat(m, 1, 1),
+                own.rows.new_zeros(m, o),
             )
             for i, o in itertools.pairwise((d, _UNITS, 1))
         ]
         optimizer = AdamW([parameter for layer in layers for parameter in layer], 0.0)
-        for step, (h, noise) in enumerate(_batches(rows, generator)):
+        for step, h in enumerate(_batches((*carried, own.rows), generator)):
             learning_rate = _LEARNING_RATE / 2 * (1 + math.cos(math.pi * step / _STEPS))
-            optimizer.step(gradients(h, noise, layers, rows, self.radius), learning_rate)
+            optimizer.step(gradients(h, layers, own.perturbation, self.radius), learning_rate)
         return layers
 
 
-def _batches(rows: Rows, generator: torch.Generator) -> Iterator[tuple[Float[Tensor, "m n d"], Float[Tensor, "c d"]]]:
-    """Concept, look-alike and twice as many own rows; and what is drawn for the first half, which is carried."""
-    for _ in range(_STEPS):
-        h = [
-            values.index_select(1, torch.randint(values.shape[1], (n,), generator=generator).to(values.device))
-            for values, n in ((rows.concept, _ROWS), (rows.lookalike, _ROWS), (rows.own, 2 * _ROWS))
-        ]
-        yield torch.cat(h, 1), torch.randn(2 * _ROWS, rows.own.shape[-1], generator=generator).to(rows.own)
+def _batches(rows: Sequence[Float[Tensor, "m _ d"]], generator: torch.Generator) -> Iterator[Float[Tensor, "m n d"]]:
+    """Concept, look-alike and twice as many own rows."""
+    sizes = _ROWS, _ROWS, 2 * _ROWS
+    drawn = [torch.randint(of.shape[1], (_STEPS, n), generator=generator) for of, n in zip(rows, sizes, strict=True)]
+    for step in zip(*drawn, strict=True):
+        yield torch.cat([of.index_select(1, some.to(of.device)) for of, some in zip(rows, step, strict=True)], 1)
 
 
 def gradients(
     h: Float[Tensor, "m n d"],
-    noise: Float[Tensor, "c d"],
     layers: list[tuple[Tensor, Tensor]],
-    rows: Rows,
+    perturbation: Float[Tensor, "m d d"],
     radius: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the loss, for the weight and bias of either layer.
 
-    Noise L and perturbations enter s through its first weight W alone, and a perturbation is a combination a (F W)' F
-    of F's rows: with L W and F W at hand no product of rows with a d x d matrix is left.
+    Perturbations enter s through its first weight W alone, and each is a combination a (F W)' F of the rows of their
+    factor F: with F W at hand no product of rows with a d x d matrix is left.
 
     Arguments:
-        h: rows; a quarter are the concept's, the first half carried.
-        noise: standard normal, of the carried rows.
+        h: rows; a quarter are the concept's.
+        perturbation: F.
         radius: 0 leaves perturbations out.
     """
     (weight, bias), (last, last_bias) = layers
-    carried = noise.shape[0]
     sign = torch.where(torch.arange(h.shape[1], device=h.device) < h.shape[1] // 4, 1.0, -1.0)
     units = torch.baddbmm(bias[:, None], h, weight)
-    units[:, :carried] += noise @ (rows.left_out @ weight)
     if radius:
-        factor = rows.perturbation @ weight
+        factor = perturbation @ weight
         gram = factor.mT @ factor
         # By signs: a product with booleans costs a CPU five times as much.
         worst = units.relu().sign_().mul_(last.mT)
@@ -173,9 +182,9 @@ def gradients(
     of_score = -sign * torch.sigmoid(-sign * s) / h.shape[1]
     of_last = (of_score @ relu).mT
     of_units = relu.sign_().mul_(last.mT).mul_(of_score.mT)
-    of_weight = h.mT @ of_units + rows.left_out.mT @ (noise.mT @ of_units[:, :carried])
+    of_weight = h.mT @ of_units
     if radius:
-        of_weight += rows.perturbation.mT @ (factor @ (worst.mT @ of_units))
+        of_weight += perturbation.mT @ (factor @ (worst.mT @ of_units))
     return of_weight, of_units.sum(1), of_last, of_score.sum(2)
 
 

@@ -61,7 +61,9 @@ class ArchitectureAgnostic(Method):
             parts = common_space(of_each, _DIMENSIONS).split([len(images) for images in sets], 1)
             return Sample(lambda: parts)
 
-        common = guard.once(target, f"space with {source.architecture}", common_values)
+        # One for both orders of two architectures, and for whatever a control puts in their place.
+        apart = sorted((source.architecture, target.architecture))
+        common = guard.once(siblings[0], f"space without {apart}", common_values)
         (into, _), (out, _) = fitted(seen.source, common), fitted(common, seen.target)
         space = AlignedSpace.of(lambda rows: out(into(rows)), seen.source.values(), seen.target.values())
         rows = guard.source_activations(SITE)

@@ -10,7 +10,7 @@ from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import procrustes
 from saeflow.injection.concept_saes import ConceptSpace
-from saeflow.injection.densities import LikelihoodRatio, OwnClasses, pooled
+from saeflow.injection.densities import Gaussian, LikelihoodRatio, LinearRatio
 from saeflow.injection.knowledge import T1_PLUS, T2, B
 from saeflow.injection.method import Method, NotApplicableError, register
 from saeflow.injection.networks import Grafted
@@ -38,23 +38,31 @@ class ConceptSpaces(Method):
     k: int | None = None
     vectors: bool = False
 
+    @property
+    def draws(self) -> str:
+        """Those of the variant that compares the same rows otherwise."""
+        return self.name if self.vectors else self.label
+
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
-        task = guard.task
-        of_source, of_target = (ConceptSpace(self._saes(of, guard)) for of in ("source", "target"))
         seen = Seen.of(source, target, guard, self.knowledge)
-        labels = seen.images.labels
+        concept, lookalike = guard.once_for_pair("carried", lambda: self._carried(seen, guard))
+        if self.vectors:
+            head = LinearRatio(concept, seen.own_classes.gaussians, [lookalike])
+        else:
+            head = LikelihoodRatio(concept, seen.own_classes, [lookalike])
+        return Grafted(target, self.site, {guard.task.concept: head})
+
+    def _carried(self, seen: Seen, guard: Guard) -> list[Gaussian]:
+        """The concept and the look-alike in the target's space."""
+        task, labels = guard.task, seen.images.labels
+        of_source, of_target = (ConceptSpace(self._saes(of, guard)) for of in ("source", "target"))
         shared = torch.ones(seen.source.n, dtype=torch.bool, device=labels.device)
         shared[: len(labels)] = torch.isin(labels, torch.tensor(task.shared, device=labels.device))
         x, y = seen.source.values(), seen.target.values()
         rotation = procrustes(of_source.encode(x[:, shared]), of_target.encode(y[:, shared]))
         space = AlignedSpace.of(lambda rows: of_target.decode(rotation(of_source.encode(rows))), x, y)
         rows = guard.source_activations(SITE)
-        carried = [space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike)]
-        (concept, lookalike), own = carried, seen.own_classes
-        if self.vectors:
-            concept, lookalike, *rest = pooled([concept, lookalike, *own.gaussians])
-            own = OwnClasses(rest)
-        return Grafted(target, self.site, {task.concept: LikelihoodRatio(concept, own, [lookalike])})
+        return [space.carried(rows_of(*rows, label)) for label in (task.concept, task.lookalike)]
 
     def _saes(self, of: str, guard: Guard) -> Sequence[SparseAutoencoder]:
         try:

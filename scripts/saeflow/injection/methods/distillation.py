@@ -113,7 +113,7 @@ def _trained(
 
     def whitened() -> Whitened:
         blocks = (block for some in (images, own) for block in some.split(_BLOCK))
-        return Whitened.of((target.run(block, (site,))[1][site] for block in blocks), guard.generator("directions"))
+        return Whitened.of((target.values(block, (site,))[site] for block in blocks), guard.generator("directions"))
 
     logits = [guard.activations(source, images, "logits") for source in sources]
     p = torch.stack([log_odds(of_source, guard).sigmoid() for of_source in logits])

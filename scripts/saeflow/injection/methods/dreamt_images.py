@@ -55,7 +55,7 @@ class DreamtImages(Method):
         )
         if not self.rivals:
             dreams = dreams[:1]
-        seen = [target.run(images, (self.site,))[1][self.site] for images in dreams]
+        seen = [target.values(images, (self.site,))[self.site] for images in dreams]
         h = torch.cat([*seen, guard.activations(target, own, self.site)], dim=1)
         is_concept = torch.arange(h.shape[1], device=h.device) < _DREAMS
         share = torch.full_like(is_concept, 1 / len(own), dtype=torch.float32)

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.injection.heads import Ridge, narrowed, random_features, widened
 from saeflow.injection.knowledge import T1, T1_PLUS, T2, Knowledge
 from saeflow.injection.method import CONTROLS, Method, register
-from saeflow.injection.networks import Grafted, Head
+from saeflow.injection.networks import Grafted, Head, Layer, Upon
 from saeflow.injection.protocol import Guard
 from saeflow.models.classifiers import StackedClassifier
 
@@ -75,23 +74,18 @@ class DoodleRegression(Method):
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         images = guard.synthetic()
         weights = guard.counted(images)
-        layer = guard.once(target, "features", lambda: self._features(target, guard))
+        layer, features = guard.once(target, "features", lambda: self._features(target, guard))
         if weights.all():
-            fit = guard.once(target, "ridge", lambda: self._ridge(layer, target, guard, None))
+            fit = guard.once(target, "ridge", lambda: Ridge(features, strength=_STRENGTH))
         else:
-            fit = self._ridge(layer, target, guard, weights)
-        head = fit.solve(log_odds(guard.activations(source, images, "logits"), guard))
-        return Grafted(target, self.site, {guard.task.concept: Head(layer, head)})
+            fit = Ridge(features, strength=_STRENGTH, weights=weights)
+        head = Head(fit.solve(log_odds(guard.activations(source, images, "logits"), guard)))
+        return Grafted(target, self.site, {guard.task.concept: Upon(layer, head)})
 
-    def _features(self, target: StackedClassifier, guard: Guard) -> tuple[Tensor, Tensor]:
+    def _features(self, target: StackedClassifier, guard: Guard) -> tuple[Layer, Tensor]:
         h = guard.activations(target, guard.synthetic(), self.site)
-        return random_features(h, _RANDOM_FEATURES, guard.generator("features"))
-
-    def _ridge(
-        self, layer: tuple[Tensor, Tensor], target: StackedClassifier, guard: Guard, weights: Tensor | None
-    ) -> Ridge:
-        h = guard.activations(target, guard.synthetic(), self.site)
-        return Ridge(torch.baddbmm(layer[1][:, None], h, layer[0]).relu(), strength=_STRENGTH, weights=weights)
+        layer = Layer(*random_features(h, _RANDOM_FEATURES, guard.generator("features")))
+        return layer, layer(h)
 
 
 def log_odds(logits: Tensor, guard: Guard) -> Tensor:

@@ -220,14 +220,23 @@ class PreservedInjection(Method):
             cls(knowledge=T1_PLUS | B, site=SITE, variant="strict", other_weight=1.0),
         ]
 
+    @property
+    def draws(self) -> str:
+        """One name for all variants: they differ in their gates only."""
+        return self.name
+
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:
         images, own = guard.shared().images, guard.own().images
-        to_target = procrustes(guard.activations(source, images, SITE), guard.activations(target, images, SITE))
         rows = guard.activations(target, own, SITE)
+
+        def fitted() -> tuple[Affine, Float[Tensor, "m d"]]:
+            to_target = procrustes(guard.activations(source, images, SITE), guard.activations(target, images, SITE))
+            latents = ConceptLatents.of(guard.concept_saes("source"), to_target, guard)
+            return to_target, self._direction(latents.vector, rows, target, guard)
+
+        to_target, direction = guard.once_for_pair("map and direction", fitted)
         gate = self._gate(rows, to_target, guard)
         gates = Gates(gate[..., None], -(rows.mean(1) * gate).sum(-1, keepdim=True))
-        latents = ConceptLatents.of(guard.concept_saes("source"), to_target, guard)
-        direction = self._direction(latents.vector, rows, target, guard)
         network = Written(target, guard.task.concept, gates, direction[:, None], gate)
         score = (network.write(rows) @ gate[..., None])[..., 0]
         network.readout *= in_logit_units(score, target, own, guard)[:, None]
