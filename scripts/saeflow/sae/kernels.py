@@ -124,16 +124,20 @@ def _largest(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Int
 
 
 def kth_largest(x: Float[Tensor, " n"], k: int) -> Float[Tensor, ""]:
-    """The k-th largest value of a vector."""
+    """The k-th largest value of a vector without negative ones: their bits are integers that compare alike."""
     if x.device.type != "cpu":
         # CUDA's kthvalue has no deterministic form.
         return x.sort(descending=True).values[k - 1]
-    return _ordered(_ordered(x).kthvalue(x.numel() - k + 1).values.view(x.dtype)).view(x.dtype)
+    return _bits(x).kthvalue(x.numel() - k + 1).values.view(x.dtype)
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.view(torch.int32 if x.dtype == torch.float32 else torch.int64)
 
 
 def _ordered(x: Tensor) -> Tensor:
     """Bits of floats as integers that compare as the floats do; its own inverse."""
-    bits = x.view(torch.int32 if x.dtype == torch.float32 else torch.int64)
+    bits = _bits(x)
     return bits ^ ((bits >> (x.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
 
 
