@@ -15,7 +15,7 @@ from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection import concept_saes, densities
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import Sample, fitted, procrustes, residual_covariance, ridge
-from saeflow.injection.densities import Gaussian, LikelihoodRatio, LinearRatio, LogDensities, OwnClasses
+from saeflow.injection.densities import Gaussian, LikelihoodRatio, LinearRatio, OwnClasses
 from saeflow.injection.knowledge import T0, Knowledge, KnowledgeError
 from saeflow.injection.materials import Materials
 from saeflow.injection.method import NotApplicableError, method
@@ -205,7 +205,7 @@ def test_noise_widens_a_gaussian():
 def test_densities_are_torchs_but_for_a_constant():
     gaussians = [Gaussian.of((1 + j) * normal(2, 50, 4, seed=j) + j) for j in range(3)]
     h = normal(2, 10, 4, seed=7)
-    found = LogDensities(gaussians)(h)
+    found = torch.stack([gaussian.density(h) for gaussian in gaussians], -1)
     for j, gaussian in enumerate(gaussians):
         for i in range(2):
             reference = MultivariateNormal(gaussian.mean[i], gaussian.covariance[i]).log_prob(h[i])
@@ -216,7 +216,7 @@ def test_densities_are_torchs_but_for_a_constant():
 def test_likelihood_ratio_is_its_equation():
     concept, own, other, lookalike = (Gaussian.of(normal(2, 50, 3, seed=j) + j) for j in range(4))
     h = normal(2, 10, 3, seed=7)
-    p = LogDensities([concept, own, other, lookalike])(h).double().exp()
+    p = torch.stack([gaussian.density(h) for gaussian in (concept, own, other, lookalike)], -1).double().exp()
     expected = (p[..., 0] / (p[..., 1:3].amax(-1) + np.exp(2.0) * p[..., 3])).log() / densities.UNCERTAINTY
     found = LikelihoodRatio(concept, OwnClasses([own, other]), [lookalike], handicap=2.0)(h)
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)

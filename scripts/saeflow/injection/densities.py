@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saeflow.injection.networks import Assembled
+
 HANDICAP = 14.0
 """Nats by which a look-alike is favoured over the concept, because rows that were carried over are not exact. With 0,
 7, 14 and 21 nats `neural_aligner` reached a transfer of 81, 82, 80 and 75 % at a specificity of 18, 12, 8 and 6 %, on
@@ -39,20 +41,14 @@ class Gaussian:
         return cls(mean, covariance if noise is None else covariance + noise)
 
     @cached_property
-    def whitening(self) -> Float[Tensor, "m d d"]:
-        """P with P P' = C^-1."""
-        identity = torch.eye(self._lower.shape[-1], dtype=self._lower.dtype, device=self._lower.device)
-        inverse = torch.linalg.solve_triangular(self._lower, identity.expand_as(self._lower), upper=False)
-        return inverse.mT.to(self.covariance).contiguous()
-
-    @cached_property
-    def log_volume(self) -> Float[Tensor, " m"]:
-        """log det(C) / 2."""
-        return self._lower.diagonal(dim1=1, dim2=2).log().sum(1).to(self.covariance)
-
-    @cached_property
-    def _lower(self) -> Float[Tensor, "m d d"]:
-        return torch.linalg.cholesky(self.covariance.double())
+    def density(self) -> "LogDensity":
+        """One module for all that compare the class."""
+        lower = torch.linalg.cholesky(self.covariance.double())
+        identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+        inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+        whitening = inverse.mT.to(self.covariance).contiguous()
+        log_volume = lower.diagonal(dim1=1, dim2=2).log().sum(1).to(self.covariance)
+        return LogDensity((self.mean[:, None] @ whitening)[:, 0], whitening, log_volume)
 
 
 def shrunk(covariance: Float[Tensor, "m d d"], n: int) -> Float[Tensor, "m d d"]:
@@ -73,28 +69,26 @@ def shrunk(covariance: Float[Tensor, "m d d"], n: int) -> Float[Tensor, "m d d"]
     return shrunken
 
 
-class LogDensities(nn.Module):
-    """log N(h; mean_j, C_j) + constant, for each Gaussian j.
+class LogDensity(nn.Module):
+    """log N(h; mean, C) + constant = -|h P - mean P|^2 / 2 - log det(C) / 2.
 
     Arguments:
-        gaussians: of one width.
+        mean: mean P.  Shape [m, d].
+        whitening: P with P P' = C^-1.  Shape [m, d, d].
+        log_volume: log det(C) / 2.  Shape [m].
     """
 
-    def __init__(self, gaussians: Sequence[Gaussian]) -> None:
+    def __init__(
+        self, mean: Float[Tensor, "m d"], whitening: Float[Tensor, "m d d"], log_volume: Float[Tensor, " m"]
+    ) -> None:
         super().__init__()
-        for name, values in (
-            ("whitening", [gaussian.whitening for gaussian in gaussians]),
-            ("mean", [(gaussian.mean[:, None] @ gaussian.whitening)[:, 0] for gaussian in gaussians]),
-            ("log_volume", [gaussian.log_volume for gaussian in gaussians]),
-        ):
-            self.register_parameter(name, nn.Parameter(torch.stack(values, 1), requires_grad=False))
+        self.mean = nn.Parameter(mean, requires_grad=False)
+        self.whitening = nn.Parameter(whitening, requires_grad=False)
+        self.log_volume = nn.Parameter(log_volume, requires_grad=False)
 
-    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n gaussians"]:
-        densities = []
-        for j in range(self.mean.shape[1]):
-            whitened = torch.baddbmm(-self.mean[:, j, None], h, self.whitening[:, j])
-            densities.append(-whitened.square().sum(-1) / 2 - self.log_volume[:, j, None])
-        return torch.stack(densities, -1)
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        whitened = torch.baddbmm(-self.mean[:, None], h, self.whitening)
+        return -whitened.square().sum(-1) / 2 - self.log_volume[:, None]
 
 
 class OwnClasses(nn.Module):
@@ -107,13 +101,13 @@ class OwnClasses(nn.Module):
     def __init__(self, gaussians: Sequence[Gaussian]) -> None:
         super().__init__()
         self.gaussians = tuple(gaussians)
-        self.densities = LogDensities(gaussians)
+        self.densities = nn.ModuleList(gaussian.density for gaussian in gaussians)
 
     def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
-        return self.densities(h).amax(-1)
+        return torch.stack([density(h) for density in self.densities], -1).amax(-1)
 
 
-class LikelihoodRatio(nn.Module):
+class LikelihoodRatio(Assembled):
     """s = (log p(h | concept) - log(max_j p(h | own class j) + sum_l e^handicap p(h | look-alike l))) / UNCERTAINTY.
 
     Quadratic discriminant analysis (Hastie et al. 2009, eq. 4.12). The best own class alone counts, as in the
@@ -121,7 +115,7 @@ class LikelihoodRatio(nn.Module):
 
     Arguments:
         concept: of the class that is scored.
-        own: the target's own classes; one module for all heads of a target, so that it need not run for each.
+        own: the target's own classes.
         lookalikes: of other classes that the target does not know.
         handicap: nats in favour of the look-alikes.
     """
@@ -133,13 +127,11 @@ class LikelihoodRatio(nn.Module):
         lookalikes: Sequence[Gaussian] = (),
         handicap: float = HANDICAP,
     ) -> None:
-        super().__init__()
-        self.densities = LogDensities([concept, *lookalikes])
-        self.own, self.handicap = own, handicap
+        super().__init__(own, concept.density, *(lookalike.density for lookalike in lookalikes))
+        self.handicap = handicap
 
-    def forward(self, h: Float[Tensor, "m n d"], best_own: Float[Tensor, "m n"] | None = None) -> Float[Tensor, "m n"]:
-        concept, *lookalikes = self.densities(h).unbind(-1)
-        return _ratio(concept, self.own(h) if best_own is None else best_own, lookalikes, self.handicap)
+    def combine(self, best_own: Tensor, concept: Tensor, *lookalikes: Tensor) -> Float[Tensor, "m n"]:
+        return _ratio(concept, best_own, lookalikes, self.handicap)
 
 
 class LinearRatio(nn.Module):

@@ -12,7 +12,7 @@ from saeflow.models.classifiers import Images, StackedClassifier
 
 Logits = Float[Tensor, "m n classes"]
 Values = Float[Tensor, "m n d"]
-Shared = Mapping[str, Float[Tensor, "m n *_"]]
+Made = Mapping[nn.Module, Float[Tensor, "m n *_"]]
 """By class, what a module that several injected networks have makes of the values."""
 
 
@@ -59,20 +59,35 @@ class Layer(nn.Module):
         return torch.baddbmm(self.bias[:, None], h, self.weight).relu_()
 
 
-class Upon(nn.Module):
-    """head(own(h)).
+class Assembled(nn.Module, ABC):
+    """score = combine(part_1(h), ..., part_n(h)).
 
     Arguments:
-        own: the target's, read by other heads too; one module for all, so that it need not run for each.
-        head: from what it makes of h to scores.
+        parts: modules that read h, each row by itself. What heads of one target have in common is one module, so that
+            it need not run for each.
     """
 
-    def __init__(self, own: nn.Module, head: nn.Module) -> None:
+    def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
-        self.own, self.head = own, head
+        self.parts = nn.ModuleList(parts)
 
-    def forward(self, h: Float[Tensor, "m n d"], made: Float[Tensor, "m n k"] | None = None) -> Float[Tensor, "m n"]:
-        return self.head(self.own(h) if made is None else made)
+    @abstractmethod
+    def combine(self, *made: Tensor) -> Float[Tensor, "m n"]:
+        """The score, of what each part makes of h."""
+
+    def forward(self, h: Float[Tensor, "m n d"]) -> Float[Tensor, "m n"]:
+        return self.combine(*(part(h) for part in self.parts))
+
+
+class Upon(Assembled):
+    """head(layer(h))."""
+
+    def __init__(self, layer: nn.Module, head: nn.Module) -> None:
+        super().__init__(layer)
+        self.head = head
+
+    def combine(self, made: Float[Tensor, "m n k"]) -> Float[Tensor, "m n"]:
+        return self.head(made)
 
 
 class Gate(nn.Module):
@@ -98,24 +113,23 @@ class Spliced(nn.Module, ABC):
         super().__init__()
         self.target, self.site = target, target.resolve(site)
 
-    def shared(self) -> dict[str, nn.Module]:
-        """By class, what other injected networks ask of h too, as the same module; none unless a subclass has some."""
-        return {}
+    def parts(self) -> list[nn.Module]:
+        """What reads h and other injected networks may hold too; none unless a subclass has some."""
+        return []
 
     @abstractmethod
-    def injected(self, logits: Logits, h: Values, shared: Shared) -> Logits:
+    def injected(self, logits: Logits, h: Values, made: Made) -> Logits:
         """The injected network's logits, when the target's logits and values are known.
 
         Arguments:
             logits, h: of the target.
-            shared: what the modules of `shared()` make of h.
+            made: by the modules of `parts()`, of h.
         """
 
     def forward(self, images: Images) -> Float[Tensor, "m n classes"]:
-        values, parts = self.target.values(images, ("logits", self.site)), self.shared()
+        values = self.target.values(images, ("logits", self.site))
         h = values[self.site]
-        made = {part: part(h) for part in dict.fromkeys(parts.values())}
-        return self.injected(values["logits"], h, {label: made[part] for label, part in parts.items()})
+        return self.injected(values["logits"], h, {part: part(h) for part in self.parts()})
 
 
 class Grafted(Spliced):
@@ -131,14 +145,16 @@ class Grafted(Spliced):
         super().__init__(target, site)
         self.heads = nn.ModuleDict({str(label): head for label, head in heads.items()})
 
-    def shared(self) -> dict[str, nn.Module]:
-        """By class, the part `own` of its head, where it has one."""
-        return {label: head.own for label, head in self.heads.items() if hasattr(head, "own")}
+    def parts(self) -> list[nn.Module]:
+        """Those of all heads, each once."""
+        assembled = [head for head in self.heads.values() if isinstance(head, Assembled)]
+        return list(dict.fromkeys(part for head in assembled for part in head.parts))
 
-    def injected(self, logits: Logits, h: Values, shared: Shared) -> Logits:
+    def injected(self, logits: Logits, h: Values, made: Made) -> Logits:
         logits = logits.clone()
         for label, head in self.heads.items():
-            logits[..., int(label)] = head(h, shared[label]) if label in shared else head(h)
+            whole = isinstance(head, Assembled)
+            logits[..., int(label)] = head.combine(*(made[part] for part in head.parts)) if whole else head(h)
         return logits
 
 

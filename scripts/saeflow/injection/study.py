@@ -212,13 +212,12 @@ def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"], forward: Forwa
     """Logits of all members, in batches; what a spliced network's target gives on the same images is computed once."""
     if not isinstance(network, Spliced):
         return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
-    shared = {
-        label: forward.through(part, network.target, images, network.site) for label, part in network.shared().items()
-    }
-    whole = *forward.several(network.target, images, ("logits", network.site)), *shared.values()
+    parts = network.parts()
+    made_whole = [forward.through(part, network.target, images, network.site) for part in parts]
+    whole = *forward.several(network.target, images, ("logits", network.site)), *made_whole
     batches = zip(*(values.split(_BATCH_SIZE, dim=1) for values in whole), strict=True)
     return torch.cat(
-        [network.injected(logits, h, dict(zip(shared, more, strict=True))) for logits, h, *more in batches], dim=1
+        [network.injected(logits, h, dict(zip(parts, made, strict=True))) for logits, h, *made in batches], dim=1
     )
 
 

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from saeflow import config
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
-from saeflow.injection.densities import HANDICAP, UNCERTAINTY, Gaussian, LogDensities, OwnClasses
+from saeflow.injection.densities import HANDICAP, UNCERTAINTY, Gaussian, OwnClasses
 from saeflow.injection.knowledge import T1_PLUS, T2, B
 from saeflow.injection.method import Method, register
-from saeflow.injection.networks import Grafted
+from saeflow.injection.networks import Assembled, Grafted
 from saeflow.injection.protocol import Guard
 from saeflow.models.classifiers import StackedClassifier
 
 
-class TwoLevels(nn.Module):
+class TwoLevels(Assembled):
     """s = min(log p(h | foreign) - max_j log p(h | own class j), log p(h | concept) - log p(h | look-alike) - handicap)
 
     over UNCERTAINTY, as `LikelihoodRatio` is.
@@ -23,7 +23,7 @@ class TwoLevels(nn.Module):
     Arguments:
         foreign: the super-class of all classes that the target does not know and the source does.
         concept, lookalike: its classes.
-        own: the target's; one module for all heads of a target.
+        own: the target's.
         handicap: nats in favour of the look-alike.
     """
 
@@ -35,14 +35,11 @@ class TwoLevels(nn.Module):
         own: OwnClasses,
         handicap: float = HANDICAP,
     ) -> None:
-        super().__init__()
-        self.densities = LogDensities([foreign, concept, lookalike])
-        self.own, self.handicap = own, handicap
+        super().__init__(own, foreign.density, concept.density, lookalike.density)
+        self.handicap = handicap
 
-    def forward(self, h: Float[Tensor, "m n d"], best_own: Float[Tensor, "m n"] | None = None) -> Float[Tensor, "m n"]:
-        foreign, concept, lookalike = self.densities(h).unbind(-1)
-        is_foreign = foreign - (self.own(h) if best_own is None else best_own)
-        return is_foreign.minimum(concept - lookalike - self.handicap) / UNCERTAINTY
+    def combine(self, best_own: Tensor, foreign: Tensor, concept: Tensor, lookalike: Tensor) -> Float[Tensor, "m n"]:
+        return (foreign - best_own).minimum(concept - lookalike - self.handicap) / UNCERTAINTY
 
 
 @register

@@ -13,7 +13,7 @@ from saeflow.injection.alignment import Affine, procrustes, ridge
 from saeflow.injection.concept_saes import SITE, ConceptSpace
 from saeflow.injection.knowledge import T1, T1_PLUS, B
 from saeflow.injection.method import Method, register
-from saeflow.injection.networks import Logits, Shared, Spliced, Values
+from saeflow.injection.networks import Logits, Made, Spliced, Values
 from saeflow.injection.protocol import Guard
 from saeflow.injection.readouts import class_means, in_logit_units
 from saeflow.models.classifiers import StackedClassifier
@@ -102,7 +102,7 @@ class Written(Spliced):
         """h'."""
         return torch.baddbmm(h, self.gates(h), self.directions)
 
-    def injected(self, logits: Logits, h: Values, shared: Shared) -> Logits:
+    def injected(self, logits: Logits, h: Values, made: Made) -> Logits:
         written = self.write(h)
         logits = self.target.run_from(SITE, written).clone()
         logits[..., self.concept] = (written @ self.readout[..., None])[..., 0]
