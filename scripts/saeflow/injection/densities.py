@@ -44,10 +44,11 @@ class Gaussian:
     def density(self) -> "LogDensity":
         """One module for all that compare the class."""
         lower = torch.linalg.cholesky(self.covariance.double())
+        log_volume = lower.diagonal(dim1=1, dim2=2).log().sum(1).to(self.mean)
+        # In float64 a covariance is never found indefinite for rounding; float32 is enough for what follows.
+        lower = lower.to(self.mean)
         identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-        inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-        whitening = inverse.mT.to(self.covariance).contiguous()
-        log_volume = lower.diagonal(dim1=1, dim2=2).log().sum(1).to(self.covariance)
+        whitening = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False).mT.contiguous()
         return LogDensity((self.mean[:, None] @ whitening)[:, 0], whitening, log_volume)
 
 
