@@ -32,6 +32,8 @@ class Forward:
         self.device, self._read = torch.device(device), read
         self._bytes = 0
         self._remembered: dict[Key, tuple[object, Tensor, Tensor]] = {}
+        self._parts: dict[Key, tuple[object, Tensor, Tensor]] = {}
+        self._parts_of: str | None = None
 
     def __call__(
         self, network: StackedClassifier, images: Float[Tensor, "images 1 h w"], hook_point: str
@@ -52,16 +54,13 @@ class Forward:
             if any(values is None for values in read):
                 read = self._run(network, images, points)
             for key, values in zip(absent, read, strict=True):
-                self._keep(key, network, images, values.to(self.device))
+                # The objects are kept beside the values, so that no other can come to live at their address.
+                self._remembered[key] = network, images, values.to(self.device)
+                self._bytes += values.nbytes
         found = [self._remembered[key][2] for key in keys]
         while len(self._remembered) > len(keys) and self._bytes > _MAX_REMEMBERED:
             self._bytes -= self._remembered.pop(next(iter(self._remembered)))[2].nbytes
         return found
-
-    def _keep(self, key: Key, made_by: object, images: Tensor, values: Tensor) -> None:
-        # The objects are kept beside the values, so that no other can come to live at their address.
-        self._remembered[key] = made_by, images, values
-        self._bytes += values.nbytes
 
     @torch.no_grad()
     def through(
@@ -71,13 +70,19 @@ class Forward:
         images: Float[Tensor, "images 1 h w"],
         hook_point: str,
     ) -> Float[Tensor, "members images *_"]:
-        """What a module, row by row, makes of a network's values at a hook point; remembered as they are."""
+        """What a module, row by row, makes of a network's values at a hook point.
+
+        Remembered until networks of another architecture are asked for: what a target's heads share, no other has.
+        """
+        if network.architecture != self._parts_of:
+            self._parts.clear()
+            self._parts_of = network.architecture
         key = id(part), id(images), network.resolve(hook_point)
-        if key not in self._remembered:
+        if key not in self._parts:
             values = self(network, images, hook_point)
             made = torch.cat([part(batch) for batch in values.split(_BATCH_SIZE, dim=1)], dim=1)
-            self._keep(key, part, images, made)
-        return self._remembered[key][2]
+            self._parts[key] = part, images, made
+        return self._parts[key][2]
 
     def _run(self, network: StackedClassifier, images: Tensor, hook_points: Sequence[str]) -> list[Tensor]:
         def run(batch_size: int) -> list[Tensor]:

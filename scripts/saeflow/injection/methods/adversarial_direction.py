@@ -23,8 +23,8 @@ from saeflow.models.classifiers import StackedClassifier
 _PIXEL_NOISE = 0.2
 _NOISY_IMAGES = 2048
 _UNITS = 48
-_STEPS = 80
-_ROWS = 64
+_STEPS = 100
+_ROWS = 32
 _CARRIED = 1024
 _LEARNING_RATE = 1e-2
 # The concept's logit is this many times the trained log odds: the answer then leans a tenth on the target's doubt.

@@ -17,7 +17,7 @@ from saeflow.injection.protocol import Guard
 from saeflow.models.adamw import AdamW
 from saeflow.models.classifiers import StackedClassifier
 
-_DREAMS = 32
+_DREAMS = 16
 _STEPS = 64
 _LEARNING_RATE = 0.1
 _ROUGHNESS = 1.0
