@@ -611,6 +611,7 @@ def test_what_a_pair_keeps_is_its_own_and_goes_with_either_network(materials):
     other = Guard(materials, T2, asker="somebody", source=source, target=target)
     assert same.once_for_pair("map", lambda: 1) == again.once_for_pair("map", lambda: 2) == 1
     assert other.once_for_pair("map", lambda: 3) == 3
+    assert guarded(materials, T2, drop_concept=True).once_for_pair("map", lambda: 5) == 5
     materials.forget(target)
     assert again.once_for_pair("map", lambda: 4) == 4
 

@@ -121,7 +121,7 @@ class Materials:
         return {}
 
     @cached_property
-    def remembered(self) -> dict[tuple[str, Knowledge, str, tuple[int, ...]], tuple]:
+    def remembered(self) -> dict[tuple[str, Knowledge, tuple, tuple[int, ...]], tuple]:
         """What methods keep from pair to pair, and from variant to variant."""
         return {}
 

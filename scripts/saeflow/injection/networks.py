@@ -153,8 +153,8 @@ class Grafted(Spliced):
     def injected(self, logits: Logits, h: Values, made: Made) -> Logits:
         logits = logits.clone()
         for label, head in self.heads.items():
-            whole = isinstance(head, Assembled)
-            logits[..., int(label)] = head.combine(*(made[part] for part in head.parts)) if whole else head(h)
+            known = isinstance(head, Assembled)
+            logits[..., int(label)] = head.combine(*(made[part] for part in head.parts)) if known else head(h)
         return logits
 
 

@@ -79,13 +79,13 @@ class Guard:
 
     def once(self, network: StackedClassifier, name: str, make: Callable[[], T]) -> T:
         """What `make` returns, made once for a method, a name and a network, and remembered for its other pairs."""
-        return self._kept((network,), name, make)
+        return self._kept((network,), (name,), make)
 
     def once_for_pair(self, name: str, make: Callable[[], T]) -> T:
         """What `make` returns, made once for a name and the pair, and remembered for variants of the same draws."""
-        return self._kept((self._source, self._target), name, make)
+        return self._kept((self._source, self._target), (name, self.drop_concept), make)
 
-    def _kept(self, networks: tuple[StackedClassifier, ...], name: str, make: Callable[[], T]) -> T:
+    def _kept(self, networks: tuple[StackedClassifier, ...], name: tuple, make: Callable[[], T]) -> T:
         key = self._draws, self._allowed, name, tuple(map(id, networks))
         if key not in self._materials.remembered:
             # The networks are kept beside it, so that no other can come to live at their addresses.

@@ -213,8 +213,8 @@ def predict(network: nn.Module, images: Float[Tensor, "n 1 h w"], forward: Forwa
     if not isinstance(network, Spliced):
         return torch.cat([network(batch) for batch in images.split(_BATCH_SIZE)], dim=1)
     parts = network.parts()
-    made_whole = [forward.through(part, network.target, images, network.site) for part in parts]
-    whole = *forward.several(network.target, images, ("logits", network.site)), *made_whole
+    made = [forward.through(part, network.target, images, network.site) for part in parts]
+    whole = *forward.several(network.target, images, ("logits", network.site)), *made
     batches = zip(*(values.split(_BATCH_SIZE, dim=1) for values in whole), strict=True)
     return torch.cat(
         [network.injected(logits, h, dict(zip(parts, made, strict=True))) for logits, h, *made in batches], dim=1
