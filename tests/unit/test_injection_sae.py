@@ -359,6 +359,21 @@ def test_gradients_of_adversarial_training_are_those_of_autograd():
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+def test_carried_rows_have_noise_of_what_the_map_leaves_out(materials, monkeypatch):
+    monkeypatch.setattr(adversarial_direction, "_CARRIED", 100_000)
+    variant = method("adversarial_direction").variants(SETTINGS)[0]
+    source, target = materials.networks["source"]["WideNN"], materials.networks["target"]["SimpleNN"]
+    guard = Guard(materials, variant.knowledge, asker=variant.label, source=source, target=target)
+    seen = Seen.of(source, target, guard, variant.knowledge)
+    own, space = variant._own(target, seen, guard), AlignedSpace.ridge(seen)
+    for label, found in zip((4, 5), variant._carried(seen, own, guard), strict=True):
+        rows = own.whitened(space.to(rows_of(*guard.source_activations(SITE), label)))
+        for i, noise in enumerate(own.whitening.mT @ space.noise @ own.whitening):
+            expected = rows[i].T.cov(correction=0) + noise
+            assert (found[i].T.cov() - expected).norm() < 0.03 * expected.norm()
+            assert (rows[i].T.cov() - expected).norm() > 0.1 * expected.norm()
+
+
 def test_adversarial_training_lowers_the_loss_of_the_worst_perturbation(materials):
     plain, robust = (
         stages(replace(method("adversarial_direction").variants(SETTINGS)[0], radius=radius), materials)[0].network

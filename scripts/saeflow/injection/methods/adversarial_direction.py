@@ -142,9 +142,12 @@ class AdversarialDirection(Method):
 def _batches(rows: Sequence[Float[Tensor, "m _ d"]], generator: torch.Generator) -> Iterator[Float[Tensor, "m n d"]]:
     """Concept, look-alike and twice as many own rows."""
     sizes = _ROWS, _ROWS, 2 * _ROWS
-    drawn = [torch.randint(of.shape[1], (_STEPS, n), generator=generator) for of, n in zip(rows, sizes, strict=True)]
+    drawn = [
+        torch.randint(of.shape[1], (_STEPS, n), generator=generator).to(of.device)
+        for of, n in zip(rows, sizes, strict=True)
+    ]
     for step in zip(*drawn, strict=True):
-        yield torch.cat([of.index_select(1, some.to(of.device)) for of, some in zip(rows, step, strict=True)], 1)
+        yield torch.cat([of.index_select(1, some) for of, some in zip(rows, step, strict=True)], 1)
 
 
 def gradients(
