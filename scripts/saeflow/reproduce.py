@@ -53,13 +53,17 @@ def write_arrays(path: Path | str, arrays: Mapping[str, Any]) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getbuffer())
 
 
+def files_below(folder: Path) -> set[Path]:
+    """Files of a result that is a folder: all but the one, of no content, by which Snakemake marks it as finished."""
+    return {path for path in folder.rglob("*") if path.is_file() and path.name != ".snakemake_timestamp"}
+
+
 def manifest(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     """Digest of every file among `paths` and below its directories, by path relative to `root`, sorted."""
     files: set[Path] = set()
     for path in map(Path, paths):
-        files.update(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else files.add(path)
-    # Snakemake marks a finished directory output by a file that carries the time.
-    named = {file.relative_to(root).as_posix(): file for file in files if file.name != ".snakemake_timestamp"}
+        files |= files_below(path) if path.is_dir() else {path}
+    named = {file.relative_to(root).as_posix(): file for file in files}
     return {name: sha256_file(named[name]) for name in sorted(named)}
 
 
