@@ -58,7 +58,9 @@ from saeflow.config_sections import (
     Share,
     whole,
 )
+from saeflow.config_size import check_size
 from saeflow.redaction import has_password, is_secret_name
+from saeflow.strict_yaml import DEEPEST
 
 # Sections of modules beside this one, under the one name that the library knows them by.
 __all__ = [
@@ -210,6 +212,11 @@ class Study(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_planned(self) -> Self:
+        check_size(self)
+        return self
+
 
 def _check_injection(injection: Injection, study: Study) -> None:
     """The roles fit one another and the concept."""
@@ -331,7 +338,9 @@ def _typed(value: Any) -> Any:
 
 def _secrets(value: Any, key: str) -> Iterator[str]:
     """A line for each secret of a study, which is published with its results; none shows the secret."""
-    if isinstance(value, Mapping):
+    if key.count(".") > DEEPEST:
+        yield f"{key[:80]}…: more than {DEEPEST} lists and sections inside of one another"
+    elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _secrets(inner, f"{key}.{name}".lstrip("."))
     elif is_secret_name(key.rpartition(".")[2]):

@@ -78,11 +78,17 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 def _table(title: str, section: type[Section], level: int = 2) -> str:
     rows = [
-        f"| `{name}` | {right(field.annotation, field.metadata)} | {_default(field)} | {field.description} |"
+        f"| `{name}` | {_type(field)} | {_default(field)} | {field.description} |"
         for name, field in section.model_fields.items()
     ]
     head = ["", f"{'#' * level} {title}", "", section.__doc__.strip(), ""]
     return "\n".join([*head, "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _type(field: FieldInfo) -> str:
+    if _section_in(field.annotation) and get_origin(field.annotation) is not tuple:
+        return "map of sections" if get_origin(field.annotation) is dict else "section"
+    return right(field.annotation, field.metadata)
 
 
 def _default(field: FieldInfo) -> str:

@@ -109,7 +109,7 @@ class Injection(Section):
     pairs: Each[tuple[Architecture, Architecture]] | None = Field(
         None, min_length=1, description="[source, target] architectures; all ordered pairs if not given."
     )
-    methods: Each[str] = Field(tuple(METHODS), min_length=1, description="Methods, by name.")
+    methods: Each[Name] = Field(tuple(METHODS), min_length=1, description="Methods, by name.")
     preservation: Part = Field(
         0.985,
         description="Share of the calibration images of the target's own classes that an injected network does not "

@@ -21,8 +21,11 @@ LONGEST_LINE = 1200
 
 def explain(error: ValidationError, study: type[Section]) -> str:
     """A line per mistake, at most so many of them and each of such a length."""
-    lines = list(dict.fromkeys(_line(problem, study) for problem in error.errors(include_url=False)))
-    return limited(lines)
+    problems = error.errors(include_url=False)
+    # A list of which some entries are wrong also counts as too short.
+    above = {problem["loc"][:-1] for problem in problems}
+    problems = [one for one in problems if one["type"] != "too_short" or one["loc"] not in above]
+    return limited(list(dict.fromkeys(_line(problem, study) for problem in problems)))
 
 
 def limited(lines: Sequence[str]) -> str:
@@ -45,7 +48,7 @@ def right(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin in (UnionType, Union):
         options = [right(option, metadata) for option in arguments if option is not NoneType]
         if all(isinstance(option, type) and issubclass(option, Section) for option in arguments):
-            options = ["a section"]
+            options = ["a section, as `architecture: topk`"]
         return ", or ".join([*options, *["null"] * (NoneType in arguments)])
     if origin is tuple:
         if arguments[-1] is not ...:
@@ -56,10 +59,11 @@ def right(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is dict:
         return f"names of your own, each with {right(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return "a section"
+        return f"a section, as `{next(iter(annotation.model_fields))}: …`"
     if annotation is str:
         return "text"
-    return {bool: "true or false", int: "a whole number", float: "a number"}[annotation] + _range(limits)
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    return words.get(annotation, "something else") + _range(limits)
 
 
 def _limits(metadata: Sequence[Any]) -> dict[str, Any]:
@@ -91,17 +95,19 @@ def _line(problem: Mapping[str, Any], study: type[Section]) -> str:
     if problem["type"] == "missing" and isinstance(location[-1], int):
         location = location[:-1]  # a list of so many that is too short
     place = _Place(location, study)
-    name = ".".join(place.keys)
+    name = ".".join(key if key.isprintable() and len(key) <= 64 else shown(key) for key in place.keys)
     match problem["type"]:
-        case "extra_forbidden":
+        case "extra_forbidden" | "invalid_key":
             known = list(place.section.model_fields)
             close = difflib.get_close_matches(place.keys[-1][:100], known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
             return f"{name}: {shown(value)} under an unknown key; {hint}"
-        case "missing" if place.field:
+        case "missing" if place.field and location == problem["loc"]:
             return f"{name}: missing, and it has no default"
-        case "union_tag_invalid" | "union_tag_not_found":
-            return f"{name}.architecture: {shown(value.get('architecture'))} is none of {', '.join(VARIANTS)}"
+        case "union_tag_not_found":
+            return f"{name}.architecture: missing; give one of {', '.join(VARIANTS)}"
+        case "union_tag_invalid":
+            return f"{name}.architecture: {shown(value['architecture'])} is none of {', '.join(VARIANTS)}"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             return f"{name}.{message}" if name else message
