@@ -15,8 +15,16 @@ from saeflow.sae.sharing import jobs
 # For every job's process, before it starts: this file is read by whatever Snakemake starts it, on a cluster's nodes too.
 os.environ.update(ENVIRONMENT)
 
+
+def settings_given():
+    """What the study's files and --config say, read again: of two equal keys Snakemake's own reader keeps the last."""
+    if workflow.modifier.skip_configfile:  # part of another workflow, which hands over what it has read
+        return config
+    return saeflow_config.read(*workflow.configfiles, over=workflow.config_settings.config)
+
+
 try:
-    STUDY = saeflow_config.parse(config)
+    STUDY = saeflow_config.parse(settings_given())
     DATASET = STUDY.dataset.name
     # Files that the study names, else the folder that they are downloaded to; an embedded set has none.
     if DATASET == "digits":
