@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from saeflow.config_sections import HookPoint, Line, Name, PathToRead, Section, Seeds, Share
 
+FEWEST_WORDS = 3
+"""Words behind a concept vector, at least."""
 Synset = Annotated[str, Field(pattern=r"^[a-z0-9_'./-]+\.n\.\d\d$", max_length=96)]
 TEMPLATES = (
     "A {word} is a {concept}. Another {concept} is the",
@@ -58,6 +60,12 @@ class Concepts(Section):
                 raise ValueError(
                     f"templates: {template!r} may hold {{concept}}, {{word}}, {{word2}}, {{word3}} and {{word4}} alone"
                 ) from None
+        left = self.min_words - round(self.held_out_share * self.min_words)
+        if left < FEWEST_WORDS:
+            raise ValueError(
+                f"held_out_share: {self.held_out_share:g} leaves {left} of the {self.min_words} nouns that a child "
+                f"may have (min_words); a concept vector needs {FEWEST_WORDS}"
+            )
         return self
 
 
@@ -177,6 +185,16 @@ class HierarchicalSAEs(Section):
             raise ValueError(f"budget: {self.budget} is not in steps {list(self.steps)}")
         if self.rank > self.children * 8:
             raise ValueError(f"rank: {self.rank} exceeds 8 times children {self.children}")
+        if self.warmup_steps > self.steps[-1]:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} exceeds the last of steps, {self.steps[-1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        for name, arm in self.arms.items():
+            k, latents = (2 * arm.k, self.parents * (1 + self.children)) if arm.flat else (arm.k, self.parents)
+            if k > latents:
+                raise ValueError(f"arms.{name}.k: {arm.k} asks for {k} active of {latents} latents")
         return self
 
 

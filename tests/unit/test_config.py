@@ -142,7 +142,7 @@ def test_a_mistake_in_the_language_section_is_named_too(bad, said):
 
 
 def test_hook_points_are_named_by_module_and_side():
-    found = config.parse(model(embedded={}, hook_points=["a.b", {"module": "a.b", "side": "input"}]))
+    found = config.parse(model(folder="f", hook_points=["a.b", {"module": "a.b", "side": "input"}]))
     assert list(found.language.models["m"].hooks) == ["a.b", "a.b.input"]
 
 
