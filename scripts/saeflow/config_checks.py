@@ -69,8 +69,8 @@ def _sizes_of_embedded_models(study: "Study") -> Iterator[str]:
             continue
         if words <= width:
             yield (
-                f"{key}.vocabulary: {words} words do not determine the covariance of a width of {width}, which geometry "
-                "is measured in; give more words than that"
+                f"{key}.vocabulary: {words} words do not determine geometry's covariance of width {width}; "
+                "give more words than that"
             )
         if study.geometry.hierarchical and study.geometry.hierarchical.rank > width:
             yield f"geometry.hierarchical.rank: {study.geometry.hierarchical.rank} exceeds {key}.width {width}"

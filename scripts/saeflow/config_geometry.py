@@ -189,6 +189,12 @@ class HierarchicalSAEs(Section):
             raise ValueError(f"warmup_steps: {self.warmup_steps} exceeds the last of steps, {self.steps[-1]}")
         return self
 
+    @property
+    def latents(self) -> dict[str, int | None]:
+        """Concepts that the SAEs can stand for: parents, and children of one where a teacher gives them."""
+        taught = any(arm.start != "random" for arm in self.arms.values())
+        return {"parents": self.parents, "children": self.children if taught else None}
+
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         for name, arm in self.arms.items():

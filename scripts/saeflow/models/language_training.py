@@ -41,7 +41,9 @@ def word_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokens:
     unknown, start = SPECIAL_TOKENS
     counts = Counter(word for text in texts for word in _WORD.findall(text.lower()))
     words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(SPECIAL_TOKENS)]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL_TOKENS, *words))}, unk_token=unknown))
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate((*SPECIAL_TOKENS, *words))}, unk_token=unknown)
+    )
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=unknown, bos_token=start)
