@@ -17,7 +17,7 @@ TRAINED_FILES = (
     "tokenizer_config.json",
 )
 TOKENS = f"{LANGUAGE}/tokens/{{language_model}}/{{split_of_text}}.parquet"
-CHECKED = f"{LANGUAGE}/models/{{language_model}}.{{asker}}.checked"
+CHECKED = "<results>/checks/{language_model}.{asker}"
 TEXT_STORE = f"{LANGUAGE}/activations/{{language_model}}/{{hook}}/{{split_of_text}}"
 # Parts of each store, one per capture job; the SAEs of each training job.
 TEXT_PARTS = range(SPEC.activations.shards)
