@@ -10,7 +10,16 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 # Those whose files are there: they build their own images and text.
-SHIPPED = ("../config", "smoke", "language_smoke", "geometry_smoke", "inversion_smoke", "mnist", "mnist_injection", "quick")
+SHIPPED = (
+    "../config",
+    "smoke",
+    "language_smoke",
+    "geometry_smoke",
+    "inversion_smoke",
+    "mnist",
+    "mnist_injection",
+    "quick",
+)
 SCALARS = [
     *(0, 1, 2, 3, 4, 5, 7, 8, 16, 64, -1, 1.0, 64.0, 0.5, 0.1, 1e-3, 1e3, 2**31, 2**63, 10**30, 1e30, 1e-300),
     *(float("inf"), float("-inf"), float("nan"), True, False, None, "", "x", "64", "1e-3", "yes", "2026-02-30", "a b"),
@@ -18,7 +27,27 @@ SCALARS = [
     *([], {}, [1, 1], [1, 2, 3], ["x"], {"x": 1}, [[]], {"architecture": "topk", "d_sae": 8, "k": 2}, "{a}", "é\u202e"),
 ]
 KEYS = ["x", "seeds", "k", "steps", "variants", "study", "no", "1", "d_sae", "names with spaces", "hook_points"]
-SNIPPETS = ["\t", ": ", "- ", "[", "}", "'", '"', "*a", "&a ", "!!x ", "<<: *a", "010", "1:30", "@", "#", "\n", " ", "\x07", "é"]
+SNIPPETS = [
+    "\t",
+    ": ",
+    "- ",
+    "[",
+    "}",
+    "'",
+    '"',
+    "*a",
+    "&a ",
+    "!!x ",
+    "<<: *a",
+    "010",
+    "1:30",
+    "@",
+    "#",
+    "\n",
+    " ",
+    "\x07",
+    "é",
+]
 
 
 def studies(draw: random.Random) -> bytes:

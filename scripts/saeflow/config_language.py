@@ -1,5 +1,7 @@
 """The section of language models: which models, on which text, captured where, with which SAEs."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -64,6 +66,10 @@ HookOrPath = Annotated[
 ]
 
 
+SPECIAL_TOKENS = ("<unk>", "<s>")
+"""Of an embedded model's vocabulary: for words that it lacks, and for the start of a document."""
+
+
 class EmbeddedModel(Section):
     """A Llama-style model of words that the study trains itself, on the study's text."""
 
@@ -71,7 +77,9 @@ class EmbeddedModel(Section):
     layers: whole(1, 1000) = Field(2, description="Blocks.")
     heads: whole(1, 1000) = Field(4, description="Attention heads; they divide the width.")
     mlp_width: Width = Field(172, description="Width inside the MLP.")
-    vocabulary: Width = Field(4096, description="Words of the vocabulary, the most frequent, at most.")
+    vocabulary: whole(len(SPECIAL_TOKENS) + 1, 10**6) = Field(
+        4096, description="Words of the vocabulary, the most frequent, at most; two of them are special tokens."
+    )
     steps: Steps = Field(1200, description="Optimiser steps.")
     batch_size: Rows = Field(32, description="Contexts per step.")
     learning_rate: Rate = Field(5e-3, description="Peak step size of AdamW; decays to a tenth by a cosine.")
@@ -90,6 +98,29 @@ class EmbeddedModel(Section):
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} exceeds steps {self.steps}")
         return self
+
+    def modules(self, side: str) -> tuple[str, ...]:
+        """Paths of its modules that take or give a vector per token.
+
+        Arguments:
+            side: `input` or `output`.
+        """
+        attention = ["self_attn", *(f"self_attn.{name}_proj" for name in "qkvo")]
+        mlp = ["mlp", *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))]
+        inside = ["", *(f".{name}" for name in (*attention, *mlp, "input_layernorm", "post_attention_layernorm"))]
+        blocks = [f"model.layers.{i}{name}" for i in range(self.layers) for name in inside]
+        return (*(["model.embed_tokens"] if side == "output" else []), *blocks, "model.norm", "lm_head")
+
+
+def no_such_module(path: str, modules: Iterable[str]) -> str:
+    """What to say of a module that a model does not have: the nearest that it has."""
+    modules = list(modules)
+    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.4)
+    # A path that is right but for its last step says most by what is beside it.
+    parent = path.rpartition(".")[0]
+    beside = [name for name in modules if parent and name.rpartition(".")[0] == parent][:5]
+    nearest = list(dict.fromkeys([*close, *beside])) or modules[:7]
+    return f"'{path}': the model has no such module; nearest: {', '.join(nearest)}"
 
 
 class LanguageModel(Section):

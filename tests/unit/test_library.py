@@ -26,13 +26,25 @@ def test_imports_run_one_way_down_the_layers():
     layers = {
         **dict.fromkeys((module.stem for module in library.PACKAGE.glob("config*.py")), 0),
         **dict.fromkeys(
-            ("advice", "gpu", "library", "record", "redaction", "reproduce", "rule", "strict_yaml", "tracking"), 0
+            (
+                "advice",
+                "extras",
+                "gpu",
+                "library",
+                "record",
+                "redaction",
+                "reproduce",
+                "rule",
+                "strict_yaml",
+                "tracking",
+            ),
+            0,
         ),
         **dict.fromkeys(("datasets", "models", "activations"), 1),
         "sae": 2,
         **dict.fromkeys(("features", "injection", "geometry", "inversion"), 3),
         **dict.fromkeys(("publish", "catalog"), 4),
-        **dict.fromkeys(("command_line", "__main__"), 5),
+        **dict.fromkeys(("command_line", "preflight", "__main__"), 5),
     }
     for module in sorted(library.PACKAGE.rglob("*.py")):
         parts = module.relative_to(library.PACKAGE).with_suffix("").parts

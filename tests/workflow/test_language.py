@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_models
 import yaml
 from conftest import ROOT, Project, copy_project
 from neuronpedia_server import Neuronpedia
@@ -214,26 +215,38 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(language, tmp_path,
     assert set(language.planned(study=changed(language, tmp_path, change))) == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "target", "said"),
-    [
-        (
-            lambda s: s["models"]["words"].update(hook_points=["model.layer.0"]),
-            "capture_language_activations",
-            "hook point 'model.layer.0': the model has no such module; nearest: model.layers.0",
-        ),
-        (
-            lambda s: s["text"].update(train_tokens=200_000),
-            "tokenize_texts",
-            "200,000 tokens are asked for, the documents of this split have",
-        ),
-    ],
-    ids=["hook point", "tokens"],
-)
-def test_a_mistake_that_only_a_job_can_see_is_told_by_it(language, tmp_path, change, target, said):
+def test_tokens_that_the_text_lacks_are_told_before_the_model_is_trained(language, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(language.work, work, symlinks=True)
     project = Project(language.root, work)
-    run = project.snakemake("--until", target, study=changed(language, tmp_path, change), check=False)
+    study = changed(language, tmp_path, lambda s: s["text"].update(train_tokens=90_000))
+    run = project.snakemake("--until", "tokenize_texts", study=study, check=False)
     assert run.returncode != 0
+    said = (
+        "train_language_model: TextError: language.text: 90,000 tokens are asked for, the documents of this split have"
+    )
     assert said in run.stdout + run.stderr
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class Config(LlamaConfig): model_type = "own"
+class Model(LlamaForCausalLM): config_class = Config
+"""
+
+
+def test_a_model_with_code_of_its_own_is_looked_at_by_a_job_before_its_text_is(language, tmp_path):
+    folder = tiny_models.save("llama", tmp_path / "model")
+    about = json.loads((folder / "config.json").read_text())
+    about |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "own.py").write_text(OWN_CODE)
+    own = {"folder": str(folder), "trust_remote_code": True, "hook_points": ["model.layer.0"]}
+    study = changed(language, tmp_path, lambda s: s.update(models={"own": own}))
+    (tmp_path / "work").mkdir()
+    project = Project(language.root, tmp_path / "work")
+    assert "its own Python code is run by jobs alone" in project.snakemake("--dry-run", study=study).stderr
+    run = project.snakemake("--until", "check_language_model", "--nocolor", study=study, check=False)
+    assert run.returncode != 0
+    said = "language.models.own.hook_points: 'model.layer.0': the model has no such module; nearest: model.layers.0"
+    assert f"check_language_model: LanguageModelError: {said}" in run.stdout + run.stderr

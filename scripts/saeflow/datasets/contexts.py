@@ -97,6 +97,16 @@ def pack(
             "text, or hold out another share"
         )
     if n_tokens is not None:
+        refuse_fewer(found, n_tokens)
+
+
+def refuse_fewer(found: int, n_tokens: int) -> None:
+    """Refuse a split that has fewer tokens than are asked for.
+
+    Raises:
+        TextError: says by how much to lower them.
+    """
+    if found < n_tokens:
         raise TextError(
             f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more "
             f"text, or lower train_tokens and held_out_tokens alike, to {100 * found // n_tokens} %: documents are "

@@ -83,6 +83,38 @@ def files_of(folder: Path | str) -> list[Path]:
     return found
 
 
+def check(files: Iterable[Path], column: str) -> None:
+    """Refuse files that hold no text, as far as that is known without reading it.
+
+    Raises:
+        TextError: all are empty; or a Parquet file is none, or lacks the column, or holds no text in it.
+    """
+    files = list(files)
+    if not any(path.stat().st_size for path in files):
+        raise TextError(f"language.text.folder: {files[0].parent} has no text in its {len(files)} files")
+    for path in files:
+        if path.suffix.lower() == ".parquet":
+            try:
+                schema = parquet.read_schema(path)
+            except (pa.ArrowException, OSError) as error:
+                raise TextError(f"{path}: no whole Parquet file; fetch or write it again ({error})") from None
+            _check_column(path, schema, column)
+
+
+def _check_column(path: Path, schema: pa.Schema, column: str) -> None:
+    if column not in schema.names:
+        raise TextError(f"{path}: has no column {column!r}, but {', '.join(schema.names)}: set language.text.column")
+    kind, others = schema.field(column).type, [field.name for field in schema if _is_text(field.type)]
+    if not _is_text(kind):
+        known = f"columns of text are {', '.join(others)}" if others else "no column holds text: write one"
+        raise TextError(f"{path}: column {column!r} (language.text.column) holds {kind}, expected text; {known}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def documents_of(files: Iterable[Path], separator: str, column: str) -> Iterator[str]:
     """Documents of text files, or of a column of Parquet files, without holding a file in memory.
 

@@ -114,11 +114,21 @@ def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> Non
             f"language.models.{name}: the tokenizer has {words} tokens, the model embeds {rows}: they do not belong "
             "together"
         )
+    check_context(model, context_size, name)
+
+
+def check_context(model: nn.Module, size: int, name: str, key: str = "language.text.context_size") -> None:
+    """Refuse more tokens than a model can read.
+
+    Arguments:
+        size: tokens that are asked for by the key.
+        name: of the model in the study.
+    Raises:
+        LanguageModelError: names the key, the model and its limit.
+    """
     limit = context_limit(model)
-    if limit is not None and context_size > limit:
-        raise LanguageModelError(
-            f"language.text.context_size: {context_size} exceeds what {name} can read, {limit} tokens"
-        )
+    if limit is not None and size > limit:
+        raise LanguageModelError(f"{key}: {size} exceeds what {name} can read, {limit} tokens")
 
 
 def context_limit(model: nn.Module) -> int | None:
