@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from saeflow import config as saeflow_config
+from saeflow import endpoints
 from saeflow.datasets import files
 from saeflow.library import modules_of
 from saeflow.reproduce import ENVIRONMENT
@@ -84,6 +85,16 @@ wildcard_constraints:
     split="train|test",
     shard=r"\d+",
     variant="[a-z0-9_]+",
+
+
+def check_endpoint():
+    """Refuse a study that asks an endpoint which the environment does not allow."""
+    endpoint = STUDY.inversion and STUDY.inversion.pipeline.explain and STUDY.inversion.explanation.endpoint
+    if endpoint:
+        try:
+            endpoints.authorize(endpoint.url)
+        except endpoints.EndpointError as error:
+            raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
 
 def library(script):
