@@ -1,5 +1,6 @@
 """Hierarchies of nouns from WordNet, through NLTK: words under synsets, in an order that no hash seed changes."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,17 @@ def reader() -> Any:
             "WordNet is not found: set NLTK_DATA to a folder with corpora/wordnet.zip, or take concepts from a file"
         ) from None
     return wordnet
+
+
+def digest() -> str:
+    """sha256 of WordNet's files.
+
+    Raises:
+        WordNetError: it is not there.
+    """
+    wordnet = reader()
+    digests = (hashlib.sha256(wordnet.raw(name).encode()).hexdigest() for name in sorted(wordnet.fileids()))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def noun_share(wordnet: Any, word: str) -> float:
