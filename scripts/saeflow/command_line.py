@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 
 from saeflow import __version__
-from saeflow.catalog.terminal import escaped, printable
+from saeflow.terminal import escaped, printable
 
 Arguments = argparse.Namespace
 _WIDTH = 160  # of what is piped into a file or another program

@@ -1,13 +1,28 @@
-"""Text of others on a terminal."""
+"""Text of others on a terminal: what a model's tokens, a label or a server says must not steer it."""
 
-import unicodedata
-
-MOST_CHARACTERS = 400
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+import json
 
 
-def plain(text: object, most: int = MOST_CHARACTERS) -> str:
-    """One short line without control characters: what a terminal, or a reader, could be misled by shows as its code."""
-    shown = str(text).replace("\n", " ")
-    cut = shown if len(shown) <= most else shown[: most - 1] + "…"
-    return "".join(c if unicodedata.category(c) not in _HIDDEN else f"\\u{ord(c):04x}" for c in cut)
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text without what would steer a terminal; a line break becomes a sign.
+
+    Arguments:
+        lines: whether line breaks stay what they are.
+    """
+    shown = {"\n": "\n" if lines else "↵"}
+    return "".join(c if c.isprintable() else shown.get(c, "·") for c in text)
+
+
+def escaped(content: str, encoding: str = "utf-8") -> str:
+    """JSON that is equal when it is read, with escape sequences for what steers a terminal or an encoding lacks."""
+
+    def shown(c: str) -> bool:
+        return (c.isprintable() or c == "\n") and bool(c.encode(encoding, "ignore"))
+
+    return "".join(c if shown(c) else json.dumps(c)[1:-1] for c in content)
+
+
+def plain(text: object, most: int = 400) -> str:
+    """One short printable line, of what somebody else chose the length and the characters of."""
+    shown = str(text)
+    return printable(shown if len(shown) <= most else shown[: most - 1] + "…")
