@@ -18,7 +18,7 @@ def files_of(study: Section) -> dict[str, Named]:
     return dict(_found(study, ""))
 
 
-def with_files(content: Mapping[str, Any], files: Mapping[str, Named]) -> dict[str, Any]:
+def with_files(content: Mapping[str, Any], files: Mapping[str, Named | None]) -> dict[str, Any]:
     """A study's content with other files under some keys."""
     content = copy.deepcopy(dict(content))
     for key, value in files.items():

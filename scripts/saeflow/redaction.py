@@ -24,7 +24,7 @@ _SECRETS = (
     # ?<option>=<value>&...
     re.compile(rf"(?P<before>[?&]{_IN_QUERY}=)(?P<secret>[^\s&]+)(?P<after>)", re.I),
     # The same encoded, inside of another value.
-    re.compile(rf"(?P<before>\b{_IN_QUERY}%3D)(?P<secret>(?:(?!%20|%26|%3B)[^\s&])+)(?P<after>)", re.I),
+    re.compile(rf"(?P<before>\b{_IN_QUERY}%3D)(?P<secret>[^\s&]+)(?P<after>)", re.I),
     # <option>=<value> and <option>='<value>' of a connection string, keyword or dict.
     re.compile(
         rf"(?P<before>\b{_OPTION}[\"']?\s*[=:]\s*)"
@@ -86,6 +86,7 @@ def _forms_of(source: str) -> set[str]:
         matches = [match for pattern in _SECRETS for match in pattern.finditer(text)]
         matches += filter(None, [_LOGIN_OF_ALL.match(text)])
         found |= {match["secret"] for match in matches}
+    found |= {re.split("%20|%26|%3B", secret, flags=re.I)[0] for secret in found}  # another option may follow
     unquoted = {re.sub(r"\\(.)", r"\1", secret.strip("'\"")) for secret in found}
     return {form for secret in found | unquoted for form in _spellings(secret)}
 

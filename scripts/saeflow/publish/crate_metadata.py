@@ -48,7 +48,7 @@ class _Property(BaseModel):
 
 class _Entity(BaseModel):
     id: str = Field(alias="@id")
-    type: str | list[str] = Field(alias="@type")
+    type: str | list[str] = Field("", alias="@type")
 
     def is_a(self, kind: str) -> bool:
         return kind in ([self.type] if isinstance(self.type, str) else self.type)
