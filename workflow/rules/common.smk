@@ -8,7 +8,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from saeflow import config as saeflow_config
-from saeflow import preflight
+from saeflow import endpoints, preflight
 from saeflow.datasets import files
 from saeflow.library import modules_of
 from saeflow.reproduce import ENVIRONMENT
@@ -97,6 +97,16 @@ wildcard_constraints:
     split="train|test",
     shard=r"\d+",
     variant="[a-z0-9_]+",
+
+
+def check_endpoint():
+    """Refuse a study that asks an endpoint which the environment does not allow."""
+    endpoint = STUDY.inversion and STUDY.inversion.pipeline.explain and STUDY.inversion.explanation.endpoint
+    if endpoint:
+        try:
+            endpoints.authorize(endpoint.url)
+        except endpoints.EndpointError as error:
+            raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
 
 def library(script):

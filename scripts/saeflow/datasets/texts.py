@@ -167,8 +167,12 @@ def documents_of_hub(text: Any) -> Iterator[str]:
     """Documents of a data set on the Hugging Face hub, as the section `language.text` names it; needs the network.
 
     Raises:
-        TextError: a column that the data set does not have.
+        TextError: a column that the data set does not have, or a folder here that goes by its name.
     """
+    if Path(text.dataset).exists():
+        raise TextError(
+            f"language.text.dataset: {text.dataset} lies in this folder and would be read in place of the hub's"
+        )
     from datasets import load_dataset  # half a second, which only a download needs
 
     rows = load_dataset(text.dataset, text.subset, split=text.split, revision=text.revision, streaming=text.streaming)
