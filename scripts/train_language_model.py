@@ -22,10 +22,9 @@ def main(*, documents: Path, model: list[Path], training: Path, cfg: dict) -> No
     """
     text = config_language.Text.model_validate(cfg["text"])
     spec = config_language.EmbeddedModel.model_validate(cfg["settings"]["embedded"])
-    share = text.held_out_tokens / (text.train_tokens + text.held_out_tokens)
     by_split: dict[str, list[tuple[int, str]]] = {split: [] for split in texts.SPLITS}
     for number, document in texts.read(documents):
-        by_split[texts.split_of(number, cfg["seed"], share)].append((number, document))
+        by_split[texts.split_of(number, cfg["seed"], text.held_out_share)].append((number, document))
     tokens = language_training.word_tokenizer((document for _, document in by_split["train"]), spec.vocabulary)
     packed = {
         split: contexts.Contexts.concatenate(

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import yaml
 
+from saeflow.datasets import text_files
+
 
 class HierarchyError(ValueError):
     """A file that holds no hierarchy; names the file, the category or word, and what would be right."""
@@ -40,8 +42,9 @@ class Hierarchy:
 
         Raises:
             HierarchyError: another form, a word that is not one lower-case word, or one that stands twice.
+            TextError: a file that is no text.
         """
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(text_files.read(Path(path)))
         if not isinstance(content, Mapping) or not content:
             raise HierarchyError(f"{path}: expected parents with children, found {type(content).__name__}")
         children = [
