@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from saeflow.config_publish import Concepts, Publish
 from saeflow.config_saes import SAEs
@@ -14,6 +15,7 @@ from saeflow.config_sections import (
     Each,
     HookPoint,
     Jobs,
+    Line,
     Named,
     PathToRead,
     Rate,
@@ -166,6 +168,15 @@ class LanguageModel(Section):
         return {hook.name: hook for hook in self.hook_points}
 
 
+def _divides(separator: str) -> str:
+    """A line that a file can have."""
+    if separator not in ("\n", "\n\n") and not (separator.isprintable() and separator.strip()):
+        raise PydanticCustomError(
+            "separator", 'It is no line that can be seen, nor "\\n" (a document per line) or "\\n\\n" (empty lines)'
+        )
+    return separator
+
+
 class Text(Section):
     """What the models read: the embedded corpus, or one of `folder` and `dataset`."""
 
@@ -174,10 +185,12 @@ class Text(Section):
     revision: HubName | None = Field(None, description="Commit, tag or branch of `dataset`.")
     subset: HubName | None = Field(None, description="Configuration of `dataset`, if it has several.")
     split: HubName = Field("train", description="Split of `dataset`.")
-    column: HubName = Field("text", description="Column of `dataset`, or of Parquet files, that holds the text.")
+    column: Line = Field("text", description="Column of `dataset`, or of Parquet files, that holds the text.")
     streaming: Switch = Field(True, description="Take the first documents of `dataset` without a download of the rest.")
-    separator: written("text on one line", r"^[^\x00-\x1f]+$", 64) = Field(
-        "<|endoftext|>", description="What stands between the documents of a `.txt` file; without it a file is one."
+    separator: Annotated[str, Field(max_length=64), AfterValidator(_divides)] = Field(
+        "<|endoftext|>",
+        description="The line that stands between the documents of a `.txt` file; without it a file is one. "
+        '`"\\n"` makes each line a document, `"\\n\\n"` divides at empty lines.',
     )
     hierarchy: PathToRead | None = Field(
         None, description="Nouns that the embedded corpus is made from, if not `config/concepts/hierarchy.yaml`."
@@ -196,6 +209,11 @@ class Text(Section):
         if self.hierarchy is not None and (self.folder or self.dataset):
             raise ValueError("hierarchy: is of the embedded corpus; drop it, or `folder` and `dataset`")
         return self
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the tokens, and of the documents, that is held out."""
+        return self.held_out_tokens / (self.train_tokens + self.held_out_tokens)
 
 
 class LanguageActivations(Section):

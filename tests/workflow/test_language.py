@@ -15,6 +15,9 @@ import yaml
 from conftest import ROOT, Project, copy_project
 from neuronpedia_server import Neuronpedia
 
+from saeflow.activations import ActivationStore
+from saeflow.datasets import texts
+from saeflow.models.language import load_tokenizer
 from saeflow.publish import upload
 from saeflow.sae import formats
 
@@ -213,6 +216,37 @@ def test_nothing_is_left_to_do(language):
 )
 def test_a_change_reruns_what_depends_on_it_and_nothing_else(language, tmp_path, change, expected):
     assert set(language.planned(study=changed(language, tmp_path, change))) == expected
+
+
+def test_text_of_a_folder_is_stored_without_the_special_tokens_that_it_spells_out(language, tmp_path):
+    model, text = tiny_models.save("llama", tmp_path / "model"), tmp_path / "text"
+    text.mkdir()
+    lines = ["the cat <s> sat on the mat .", "a dog ran , <unk> who saw it", "", "<s> the dog sat ."] * 100
+    (text / "a.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+
+    def change(section):
+        section["models"] = {"tiny": {"folder": str(model), "hook_points": ["model.layers.0"]}}
+        section["text"] = {"folder": str(text), "context_size": 16, "train_tokens": 900, "held_out_tokens": 300}
+
+    project = Project(language.root, tmp_path)
+    run = project.snakemake("--until", "build_texts", study=changed(language, tmp_path, change), check=False)
+    assert "1 document found in 1 file (language.text.folder)" in run.stdout + run.stderr
+
+    def by_line(section):
+        change(section)
+        section["text"]["separator"] = "\n"
+
+    project.snakemake("--until", "capture_language_activations", study=changed(language, tmp_path, by_line))
+    folder = results(project) / "language"
+    documents = dict(texts.read(folder / "texts" / "documents.parquet"))
+    assert set(documents.values()) == {line for line in lines if line}
+    tokens = load_tokenizer(model, tiny_models.SETTINGS)
+    for split in texts.SPLITS:
+        store = ActivationStore.open(folder / "activations" / "tiny" / "model.layers.0" / split)
+        document, position, _, token = store.source().numpy().T
+        assert set(token) == set(tokens.tokenizer.get_vocab().values()) - {tokens.start}
+        spelt = {i: tokens.encode([documents[i]])[0] for i in set(document)}
+        assert all(spelt[d][p] == t for d, p, t in zip(document, position, token, strict=True))
 
 
 def test_tokens_that_the_text_lacks_are_told_before_the_model_is_trained(language, tmp_path):
