@@ -142,7 +142,7 @@ def test_each_line_can_be_a_document_and_empty_lines_can_divide(tmp_path):
     for separator in ("\n", "\n\n", "---", " § "):
         assert Text(separator=separator).separator == separator
     for separator in ("", "  ", "\t", "\n\n\n", "a\nb", "\ufeff--"):
-        with pytest.raises(ValueError, match=r"no line that can be seen, nor \"\\n\" \(a document per line\)"):
+        with pytest.raises(ValueError, match="should match pattern"):
             Text(separator=separator)
 
 
