@@ -209,7 +209,12 @@ FAMILIES = {
 # The same of families whose values reach the logits by more than sums and a norm, and what lies between.
 OTHERS = {
     "bert": ("bert", {"is_decoder": True}, "bert.encoder.layer.1", "transform_act_fn lies between"),
-    "roberta": ("roberta", {"is_decoder": True}, "roberta.encoder.layer.1", "something that no module gives lies between"),
+    "roberta": (
+        "roberta",
+        {"is_decoder": True},
+        "roberta.encoder.layer.1",
+        "something that no module gives",
+    ),
     "deepseek_v4": ("deepseek_v4", {}, _LAYERS, "hc_head"),
     "gemma3n": (
         "gemma3n_text",
@@ -224,7 +229,7 @@ OTHERS = {
             "num_kv_shared_layers": 0,
         },
         _LAYERS,
-        "something that no module gives lies between",
+        "something that no module gives",
     ),
 }
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,6 @@ from saeflow.config_language import LanguageFeatures
 from saeflow.features import coactivation, dashboards, firing, logit_lens
 from saeflow.features.code_file import CodeFile
 from saeflow.features.text_contexts import windows
-from saeflow.models import language
 from saeflow.models.language_capture import SOURCE
 from saeflow.sae.codes import Codes
 

@@ -9,6 +9,7 @@ import torch
 
 from saeflow.config_language import Hook
 from saeflow.features import logit_lens
+from saeflow.models import module_maps
 
 PLACE = 7
 
@@ -45,10 +46,16 @@ def passing(model, path, side, use):
 
 @torch.no_grad()
 def effect(model, path, side="output", *, of_sum=None):
-    """A direction, and how far the last place's logits move when it is added at a module, per unit; it is at right angles
-    to what is there, or at another place, so that the length by which that is divided stays. And that length."""
+    """A direction, how far the last token's logits move when it is added at a module, per unit, and the state there.
+
+    The direction is at right angles to the state, or to another one, so that the length by which that is divided stays.
+    """
     found, tokens = [], tokens_of(model)
-    with passing(model, *(of_sum or (path, side)), lambda value: found.append(of(value).view(PLACE + 1, -1)[PLACE].clone())):
+
+    def keep(value):
+        found.append(of(value).view(PLACE + 1, -1)[PLACE].clone())
+
+    with passing(model, *(of_sum or (path, side)), keep):
         model(tokens, use_cache=False)
     basis = torch.linalg.qr(torch.stack([found[0], torch.ones_like(found[0])], 1))[0]
     direction = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(0))
@@ -177,3 +184,72 @@ def test_an_unembedding_that_does_more_than_its_matrix_is_no_lens(caplog):
     with caplog.at_level(logging.WARNING):
         assert logit_lens.unembedding(model, 32) is None
     assert "more than multiply by its matrix" in caplog.text
+
+
+def normalised(length, *, gain=1.0, bias=0.0, mean=False):
+    """A module that divides by a length, which is a function of the vector."""
+
+    class Normalised(torch.nn.Module):
+        def forward(self, x):
+            x = x - x.mean(-1, keepdim=True) if mean else x
+            return gain * x / length(x) + bias
+
+    return Normalised()
+
+
+def root_mean_square(x):
+    return x.square().mean(-1, keepdim=True).sqrt()
+
+
+GAIN, BIAS = torch.linspace(-2, 3, 16), torch.linspace(1, 2, 16)
+NORMS = {
+    "LayerNorm": (normalised(root_mean_square, gain=GAIN, bias=BIAS, mean=True), GAIN, True),
+    "RMSNorm": (normalised(root_mean_square, gain=GAIN), GAIN, False),
+    "L2": (normalised(lambda x: x.norm(dim=-1, keepdim=True), gain=GAIN, bias=BIAS), GAIN / 4, False),
+    "of a sign": (normalised(lambda x: -root_mean_square(x), mean=True), -torch.ones(16), True),
+}
+NO_NORMS = {
+    "L1": normalised(lambda x: x.abs().mean(-1, keepdim=True)),
+    "largest": normalised(lambda x: x.abs().amax(-1, keepdim=True)),
+    "shrinking": normalised(lambda x: root_mean_square(x) ** 0.5),
+    "in groups": torch.nn.GroupNorm(4, 16),
+    "tanh": torch.nn.Tanh(),
+    "GELU": torch.nn.GELU(),
+    "ReLU": torch.nn.ReLU(),
+    "of two": torch.nn.Bilinear(16, 16, 16),
+    "after a matrix": torch.nn.Sequential(torch.nn.Linear(16, 16), NORMS["RMSNorm"][0]),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_normalisations_are_measured(name):
+    module, gain, centers = NORMS[name]
+    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    found = module_maps.measure(module, x, module(x))
+    assert found.centers == centers
+    torch.testing.assert_close(found.gain, gain)
+
+
+def test_linear_modules_are_measured():
+    module = torch.nn.Linear(16, 5).requires_grad_(False)
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
+    found = module_maps.measure(module, x, module(x))
+    torch.testing.assert_close(found.matrix, module.weight)
+    torch.testing.assert_close(found.pull_back(torch.eye(5)), module.weight)
+    assert module_maps.measure(module, x, module(x) + x.mean()) is None  # more than the vector decided what it gave
+
+
+@pytest.mark.parametrize("name", NO_NORMS)
+@torch.no_grad()
+def test_other_modules_are_no_normalisations(name):
+    module = NO_NORMS[name]
+    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    assert module_maps.measure(module, x, module(x, x) if name == "of two" else module(x)) is None
+
+
+def test_two_normalisations_have_no_lens(caplog):
+    model = built("llama")
+    model.model.norm = torch.nn.Sequential(model.model.norm, torch.nn.LayerNorm(32).requires_grad_(False))
+    with caplog.at_level(logging.WARNING):
+        assert logit_lens.unembedding(model, 32) is None
+    assert "two normalisations lie between, model.norm.0 and model.norm.1" in caplog.text

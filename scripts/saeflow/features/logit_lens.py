@@ -28,8 +28,8 @@ def unembedding(model: nn.Module, d_in: int, hook: Hook | None = None) -> Float[
     try:
         rows = direct_path.rows(model, hook)
         if rows.shape[1] != d_in:
-            raise direct_path.NoDirectPath(f"values have width {rows.shape[1]}, directions {d_in}")
-    except direct_path.NoDirectPath as reason:
+            raise direct_path.DirectPathError(f"values have width {rows.shape[1]}, directions {d_in}")
+    except direct_path.DirectPathError as reason:
         log.warning("no logit lens at %s: %s", hook.module if hook else "the last block", reason)
         return None
     return rows.cpu()

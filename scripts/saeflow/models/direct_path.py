@@ -6,7 +6,7 @@ operations that hand them on, times one number, show which values are terms of w
 two sums is measured.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from saeflow.models.module_maps import ROUNDED, deviation
 _TOKENS = 6
 
 
-class NoDirectPath(ValueError):  # noqa: N818
+class DirectPathError(ValueError):
     """What stands at a hook point does not reach the logits by sums, numbers and normalisations alone; says why."""
 
 
@@ -37,10 +37,11 @@ class _Value:
 
     @classmethod
     def of(cls, value: Any) -> "_Value | None":
-        first = value[0] if isinstance(value, tuple | list) and value else value
-        if not isinstance(first, Tensor) or not first.requires_grad:
+        while isinstance(value, tuple | list | Mapping) and value:
+            value = next(iter(value.values() if isinstance(value, Mapping) else value))
+        if not isinstance(value, Tensor) or not value.requires_grad:
             return None
-        return cls(first.detach(), get_gradient_edge(first))
+        return cls(value.detach(), get_gradient_edge(value))
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def rows(model: nn.Module, hook: Hook | None = None) -> Float[Tensor, "vocabular
 
     Arguments:
         model: a causal language model.
-        hook: in the residual stream; what the last block gives, when it runs last, if not given.
+        hook: in the residual stream; the output of the last block if not given.
     Returns:
         in float32, on the device of the unembedding.
     Raises:
-        NoDirectPath: says what lies between.
+        DirectPathError: says what lies between.
         HookPointError: a module that the model does not have.
     """
     try:
@@ -80,20 +81,27 @@ def rows(model: nn.Module, hook: Hook | None = None) -> Float[Tensor, "vocabular
         target = _target(model, calls, hook)
         place = next((call.taken for call in reversed(calls) if call.module is head), None)
         if place is None or place.tensor.shape[:-1] != logits.shape[:-1]:
-            raise NoDirectPath("the unembedding does not read one vector for each token")
+            raise DirectPathError("the unembedding does not read one vector for each token")
         if deviation(readout.logits(model, place.tensor[0]).float(), logits[0].float()) > ROUNDED:
-            raise NoDirectPath("the model makes its logits of more than what its unembedding reads")
+            raise DirectPathError("the model makes its logits of more than what its unembedding reads")
         with _straight(place.edge.node):
+            normalised_by = ""
             while not (factor := _factors(place, [target])[0]):
-                made_by, factor = _producer(place, calls)
+                made_by, times = _producer(place, calls)
                 between = module_maps.measure(made_by.module, made_by.taken.tensor, made_by.given.tensor)
                 if between is None:
-                    raise NoDirectPath(f"{made_by.name} lies between, which is neither linear nor a normalisation")
-                found, place = between.pull_back(found.mul_(factor)), made_by.taken
+                    raise DirectPathError(f"{made_by.name} lies between, which is neither linear nor a normalisation")
+                if isinstance(between, module_maps.Normalisation):
+                    if normalised_by:  # the second length depends on the direction
+                        raise DirectPathError(f"two normalisations lie between, {made_by.name} and {normalised_by}")
+                    normalised_by = made_by.name
+                found, place = between.pull_back(found.mul_(times)), made_by.taken
     except readout.ReadoutError as error:
-        raise NoDirectPath(str(error)) from error
+        raise DirectPathError(str(error)) from error
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError) as error:
-        raise NoDirectPath(f"the model does not run with gradients ({error})") from error
+        raise DirectPathError(f"the model does not run with gradients ({error})") from error
     return found.mul_(factor)
 
 
@@ -132,13 +140,13 @@ def _target(model: nn.Module, calls: Sequence[_Call], hook: Hook | None) -> _Val
         outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
         blocks = [call for call in calls if call.name.rpartition(".")[0] in outer and call.given is not None]
         if not blocks:
-            raise NoDirectPath("the model has no list of blocks")
-        return blocks[-1].given
+            raise DirectPathError("the model has no list of blocks")
+        hook = Hook(module=blocks[-1].name)
     find(model, hook.module)
     first = next((call for call in calls if call.name == hook.module), None)
     value = first and (first.given if hook.side == "output" else first.taken)
     if value is None:
-        raise NoDirectPath("no vectors that the model made pass there")
+        raise DirectPathError("no vectors that the model made pass there")
     return value
 
 
@@ -146,7 +154,7 @@ def _producer(place: _Value, calls: Sequence[_Call]) -> tuple[_Call, float]:
     """The one module that what is at a place comes out of, and the number that is multiplied with what it gives.
 
     Raises:
-        NoDirectPath: it is a sum of what several give, or the making of none.
+        DirectPathError: it is a sum of what several give, or the making of none.
     """
     given, taken = (_factors(place, [getattr(call, side) for call in calls]) for side in ("given", "taken"))
     makers = [(call, out) for call, out, into in zip(calls, given, taken, strict=True) if out and not into]
@@ -155,11 +163,11 @@ def _producer(place: _Value, calls: Sequence[_Call]) -> tuple[_Call, float]:
     ]
     names = [call.name for call, _ in inner]
     if len(inner) > 1:
-        raise NoDirectPath(f"it is none of the terms that are added up ({', '.join(names[:3])}, …)")
+        raise DirectPathError(f"it is none of the terms that are added up ({', '.join(names[:3])}, …)")
     if not inner:
-        raise NoDirectPath("something that no module gives lies between")
+        raise DirectPathError("something that no module gives lies between")
     if inner[0][0].taken is None or inner[0][0].n_taken > 1:
-        raise NoDirectPath(f"{names[0]} lies between, which is no function of one vector")
+        raise DirectPathError(f"{names[0]} lies between, which is no function of one vector")
     return inner[0]
 
 

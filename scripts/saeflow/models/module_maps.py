@@ -32,7 +32,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """x to `gain` x over its length, and a bias; the mean of its coordinates is taken out first if it `centers`.
+    """x to `gain` x over its Euclidean length, and a bias; the mean of x is taken out first if it `centers`.
 
     Arguments:
         gain: for a root mean square of 1.  Shape [d].
@@ -75,7 +75,7 @@ def measure(
 def _measured(
     give: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]
 ) -> LinearMap | Normalisation | None:
-    if deviation(give(x), y) > ROUNDED:
+    if deviation(give(x), y) > ROUNDED:  # it depends on more than x
         return None
     signs = _LENGTH * random_signs((_PROBES, x.shape[1])).to(x)
     zero, others = give(torch.zeros_like(x[:1])), signs.roll(1, 0)
@@ -83,18 +83,13 @@ def _measured(
         matrix = (give(torch.eye(x.shape[1]).to(x)) - zero).T
         return LinearMap(matrix) if deviation(x @ matrix.T + zero, give(x)) <= _EXACT else None
     centers = deviation(give(signs + _LENGTH), give(signs)) <= _EXACT
-    (odd, even), (real, real_even) = _halves(give, signs), _halves(give, x)
+    odd, even = (give(signs) - give(-signs)) / 2, (give(signs) + give(-signs)) / 2
     gains = odd / _unit(signs, centers)
-    gain = gains.mean(0)
-    expected = gain * _unit(x, centers)
-    # The length by which a vector is divided is its own: small ones are divided by more, if by less than 0.
-    shrunk = (real * expected).sum(1, keepdim=True) / expected.square().sum(1, keepdim=True)
+    gain, bias = gains.mean(0), even.mean(0)
     is_norm = (
         deviation(gains, gain.expand_as(gains)) <= _EXACT
         and deviation(give(2 * signs), give(signs)) <= _EXACT
-        and deviation(shrunk * expected, real) <= _EXACT
-        and bool((shrunk > 0).all())
-        and float((real_even - even[:1]).norm()) <= _EXACT * float(real.norm() + even[:1].norm())
+        and deviation(gain * _unit(x, centers) + bias, give(_LENGTH * _unit(x, centers))) <= _EXACT
     )
     return Normalisation(gain, centers) if is_norm else None
 
@@ -108,12 +103,6 @@ def deviation(a: Tensor, b: Tensor) -> float:
     """Of a from b, over the size of b; infinite where shapes differ or a number is none."""
     found = float((a - b).norm() / b.norm()) if a.shape == b.shape else float("nan")
     return float("inf") if found != found else found
-
-
-def _halves(give: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of what a function gives: the part that changes sign with x, and the rest, a bias if it is always the same."""
-    a, b = give(x), give(-x)
-    return (a - b) / 2, (a + b) / 2
 
 
 def _unit(x: Tensor, centers: bool) -> Tensor:
