@@ -83,10 +83,10 @@ rule measure_geometry:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
     resources:
-        mem_mb=memory(3000),
+        mem_mb=memory(4000),
         runtime=60,
     params:
-        cfg=of_geometry("measures"),
+        cfg=of_geometry("measures", settings_of=("trust_remote_code", "dtype")),
     script:
         "../../scripts/measure_geometry.py"
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saeflow.config_language import Hook
 from saeflow.geometry.concepts import Concepts
+from saeflow.models import readout
 from saeflow.models.hook_points import Recorder
 from saeflow.models.language import Tokens
 from saeflow.reproduce import write_arrays
@@ -65,9 +66,7 @@ class LabelledContexts:
 
 def unembedding_hook(model: nn.Module) -> dict[str, Hook]:
     """The hook point that is what the model's unembedding reads."""
-    unembedding = model.get_output_embeddings()
-    path = next(name for name, module in model.named_modules() if module is unembedding)
-    return {"final": Hook(module=path, side="input")}
+    return {"final": Hook(module=readout.unembedding(model)[0], side="input")}
 
 
 def final_states(
