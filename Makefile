@@ -63,7 +63,7 @@ test: env
 
 env: $(VENV)/.locked
 
-$(VENV)/.locked: $(wildcard envs/*.lock) envs/install.sh
+$(VENV)/.locked: $(wildcard envs/*.lock envs/torchvision_schemas.*) envs/install.sh
 	sh envs/install.sh $(VENV)
 	@touch $@
 

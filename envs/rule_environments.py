@@ -9,6 +9,7 @@ their files are hard links to those of the environment that they are taken from,
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -73,6 +74,8 @@ def make(specs: Path, folder: Path) -> Path:
                 compiled = [cache_from_source(file)] if file.suffix == ".py" else []
                 for name in (file, *compiled):
                     link(Path(package.locate_file(name)), packages / name)
+    for file in HERE.glob("torchvision_schemas.*"):
+        shutil.copy(file, packages)
     return target
 
 

@@ -62,7 +62,8 @@ class Data(Section):
     data_dir: PathToRead | None = Field(
         None,
         description="Folder that holds `<Name>/raw/*-ubyte.gz` (torchvision's layout) or the files themselves, packed "
-        "or not. Without it they are downloaded.",
+        "or not, under their own or Kaggle's names, or a zip archive of them: they are compared by what they hold. "
+        "Without it they are downloaded.",
     )
     test_share: number(ge=0.01, le=0.99) = Field(
         0.25, description="Share of `digits` held out as test split, by class. The other sets bring their own split."

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from saeflow import config, config_images
-from saeflow.datasets import files, idx
+from saeflow.datasets import files, published
 from saeflow.datasets.files import DatasetError
 from saeflow.reproduce import child_seed, write_arrays
 
@@ -81,7 +81,7 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
 
     Arguments:
         seed: root of the draw that splits the digits.
-        folder: where the files of a set with MNIST's layout lie, `data.data_dir` if not given (see `files.find`).
+        folder: where the files of a set with MNIST's layout lie, `data.data_dir` if not given (see `files.locate`).
     Raises:
         DatasetError: files are missing, damaged or not those that they should be.
     """
@@ -92,7 +92,7 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
     if folder is None:
         raise DatasetError(f"dataset.data_dir: none given; {data.name} needs {', '.join(spec.downloads)}")
     n_classes = config.N_CLASSES[data.name]
-    train_images, train_labels, test_images, test_labels = idx.read(spec, files.find(data.name, folder))
+    train_images, train_labels, test_images, test_labels = published.read(spec, files.locate(data.name, folder))
     train, calibration = _calibration(_split(train_images, train_labels, spec, n_classes), data, seed)
     return ImageDataset(data.name, n_classes, train, calibration, _split(test_images, test_labels, spec, n_classes))
 
