@@ -92,7 +92,7 @@ class _NoPandas(importlib.abc.MetaPathFinder):
 
 def _cause(error: Exception, job: Any) -> str:
     """The error and what to do about it."""
-    what_to_do = advice(error, list(job.input), list(job.output))
+    what_to_do = advice(error, list(job.input), list(job.output), dict(job.params.items()).get("cfg"))
     return redact("\n".join([f"{job.rule}: {type(error).__name__}: {error}", *what_to_do]))
 
 
