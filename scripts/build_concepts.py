@@ -28,8 +28,8 @@ def main(
     """
     spec = config_geometry.Concepts.model_validate(cfg["concepts"])
     folder = folder_of(model)
-    tokenizer = language.load_tokenizer(folder, cfg["settings"]).tokenizer
-    vocabulary = concepts.single_tokens(tokenizer.get_vocab(), tokenizer.all_special_ids)
+    tokens = language.load_tokenizer(folder, cfg["settings"])
+    vocabulary = concepts.single_tokens(tokens.tokenizer.get_vocab(), tokens.no_words)
     if spec.source == "wordnet":
         lower = [word for word in vocabulary if word.islower() and len(word) > 2]
         found = wordnet.hierarchies(

@@ -14,13 +14,16 @@ def main(*, manifest: Path, verdict: Path, cfg: dict) -> None:
         return
     reference = Path(cfg["reference"])
     if reference.is_dir():
-        comparison = reproduce.compare_tables(manifest.parent, reference, **cfg["verify"])
+        within = cfg["verify"]
+        comparison = reproduce.compare_tables(manifest.parent, reference, **within)
+        how = f"tables within {within['atol']:g} + {within['rtol']:g} |reference|"
     else:
         comparison = reproduce.compare_manifests(ours, reproduce.read_manifest(reference))
+        how = "byte by byte"
     logging.info("compared with %s\n%s", reference, "\n".join(comparison.lines()))
     if not comparison.equal:
         raise reproduce.DifferentError("\n".join(comparison.lines()))
-    verdict.write_text(f"{comparison.lines()[0]}; reference {reference}\n")
+    verdict.write_text(f"{comparison.lines()[0]}; {how}, reference {reference}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

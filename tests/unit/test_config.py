@@ -42,7 +42,7 @@ def test_every_study_that_ships_is_valid(path):
     [
         (study(sede=1), "sede: 1 under an unknown key; did you mean 'seed'?"),
         (study(classifiers={"epohcs": 3}), "classifiers.epohcs: 3 under an unknown key; did you mean 'epochs'?"),
-        (study(dataset={"name": "minst"}), "dataset.name: 'minst' is not right: input should be 'digits', 'mnist'"),
+        (study(dataset={"name": "minst"}), "dataset.name: 'minst' is not right; give one of digits, mnist"),
         (study(dataset={"data_dir": "d"}), "dataset.data_dir: 'd' is of no use to 'digits'"),
         (
             study(classifiers={"roles": {"a": {"classes": [0, 11]}}}),
@@ -50,7 +50,7 @@ def test_every_study_that_ships_is_valid(path):
         ),
         (
             study(classifiers={"roles": {"a": {"classes": [1, 1]}}}),
-            "classifiers.roles.a.classes: [1, 1] names a class twice",
+            "classifiers.roles.a.classes: names 1 twice; each entry stands once",
         ),
         (sae(architecture="topk", d_sae=8, k=16), "saes.variants.t.k: 16 exceeds d_sae 8"),
         (sae(architecture="relu", d_sae=8, target_l0=9), "saes.variants.t.target_l0: 9 exceeds d_sae 8"),
@@ -64,7 +64,7 @@ def test_every_study_that_ships_is_valid(path):
         (study(features={"cards": {"variants": ["u"]}}), "features.cards.variants: 'u' is not in saes.variants (t)"),
         (study(compute={"matmul_precision": "tf32"}), "compute.matmul_precision: 'tf32' needs a GPU, but device is"),
         (study(activations={"shards": 0}), "activations.shards: 0 is not right"),
-        (study(classifiers={"seeds": [1, 1]}), "classifiers.seeds: [1, 1] is not right: it names 1 twice"),
+        (study(classifiers={"seeds": [1, 1]}), "classifiers.seeds: names 1 twice; each entry stands once"),
         (study(study="Bad name"), "study: 'Bad name' is not right"),
         ({}, "study: missing, and it has no default"),
         (study(classifiers={"architectures": ["SimpelNN"]}), "classifiers.architectures: 'SimpelNN' is not known; did"),
@@ -114,7 +114,11 @@ def model(**keys):
             "language.models.m.embedded.widht: 3 under an unknown key; did you mean 'width'?",
         ),
         (model(embedded={"width": 30}), "language.models.m.embedded.heads: 4 must divide width 30"),
-        (model(embedded={}, hook_points=["a", {"module": "a"}]), "hook_points: a would be captured twice"),
+        (model(embedded={}, hook_points=["a", {"module": "a"}]), "hook_points: names 'a' twice"),
+        (
+            model(embedded={}, hook_points=["a.input", {"module": "a", "side": "input"}]),
+            "hook_points: a.input would be captured twice",
+        ),
         (model(embedded={}, hook_points=["a", {"module": "a", "side": "middle"}]), "hook_points.1.side: 'middle'"),
         (model(embedded={}, hook_points=["a b"]), "hook_points.0.module: 'a b' is not right"),
         (model(embedded={}, hook_points=[{"modul": "a"}]), "'a' under an unknown key; did you mean 'module'?"),

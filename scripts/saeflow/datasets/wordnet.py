@@ -1,5 +1,6 @@
 """Hierarchies of nouns from WordNet, through NLTK: words under synsets, in an order that no hash seed changes."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,17 @@ def check(synsets: Iterable[str]) -> None:
             raise WordNetError(
                 f"geometry.concepts.synsets: '{name}' is no synset of WordNet; one is written like 'animal.n.01'"
             ) from None
+
+
+def digest() -> str:
+    """sha256 of WordNet's files.
+
+    Raises:
+        WordNetError: it is not there.
+    """
+    wordnet = reader()
+    digests = (hashlib.sha256(wordnet.raw(name).encode()).hexdigest() for name in sorted(wordnet.fileids()))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def noun_share(wordnet: Any, word: str) -> float:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from saeflow import tracking
 from saeflow.config_language import SPECIAL_TOKENS, EmbeddedModel
-from saeflow.datasets.contexts import START, Contexts
+from saeflow.datasets.contexts import NO_TEXT, Contexts
 from saeflow.models.language import Tokens, loss_sum
 from saeflow.reproduce import child_seed
 
@@ -97,7 +97,7 @@ def train(
     # Logits of a context's last token are computed but not scored: to cut them off would copy all others.
     targets = torch.full_like(tokens, -100)
     targets[:, :-1] = tokens[:, 1:]
-    targets[:, :-1][torch.from_numpy(contexts.position[:, 1:] == START)] = -100
+    targets[:, :-1][torch.from_numpy(contexts.position[:, 1:] == NO_TEXT)] = -100
     model.to(device).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
