@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_models
 import yaml
 from conftest import ROOT, Project, copy_project
 from neuronpedia_server import Neuronpedia
