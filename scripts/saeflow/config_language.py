@@ -4,8 +4,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
 from saeflow.config_publish import Concepts, Publish
 from saeflow.config_saes import SAEs
@@ -168,13 +167,12 @@ class LanguageModel(Section):
         return {hook.name: hook for hook in self.hook_points}
 
 
-def _divides(separator: str) -> str:
-    """A line that a file can have."""
-    if separator not in ("\n", "\n\n") and not (separator.isprintable() and separator.strip()):
-        raise PydanticCustomError(
-            "separator", 'It is no line that can be seen, nor "\\n" (a document per line) or "\\n\\n" (empty lines)'
-        )
-    return separator
+# A line that stands between documents.
+Separator = written(
+    'a line that can be seen, or "\\n" (a document per line), or "\\n\\n" (empty lines divide)',
+    r"^(\n{1,2}|[^\x00-\x1f\ufeff]*[^\s\x00-\x1f\ufeff][^\x00-\x1f\ufeff]*)$",
+    64,
+)
 
 
 class Text(Section):
@@ -187,7 +185,7 @@ class Text(Section):
     split: HubName = Field("train", description="Split of `dataset`.")
     column: Line = Field("text", description="Column of `dataset`, or of Parquet files, that holds the text.")
     streaming: Switch = Field(True, description="Take the first documents of `dataset` without a download of the rest.")
-    separator: Annotated[str, Field(max_length=64), AfterValidator(_divides)] = Field(
+    separator: Separator = Field(
         "<|endoftext|>",
         description="The line that stands between the documents of a `.txt` file; without it a file is one. "
         '`"\\n"` makes each line a document, `"\\n\\n"` divides at empty lines.',
