@@ -88,7 +88,9 @@ def test_a_column_that_is_no_text_and_a_file_that_is_no_parquet_are_named(tmp_pa
     pd.DataFrame({"text": [[1, 2]], "body": ["a"]}).to_parquet(tmp_path / "a.parquet")
     text = {"folder": str(tmp_path)}
     (line,) = said(language(text=text))
-    assert line.startswith(f"{tmp_path}/a.parquet: column 'text' (language.text.column) holds list")
+    assert line.startswith(
+        f"{tmp_path}/a.parquet: column 'text' (language.text.column) holds lists of numbers, expected"
+    )
     assert line.endswith("columns of text are body")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (line,) = said(language(text=text))
@@ -98,7 +100,7 @@ def test_a_column_that_is_no_text_and_a_file_that_is_no_parquet_are_named(tmp_pa
 def test_files_that_are_all_empty_are_no_text(tmp_path):
     (tmp_path / "a.txt").touch()
     (line,) = said(language(text={"folder": str(tmp_path)}))
-    assert line == f"language.text.folder: {tmp_path} has no text in its 1 files"
+    assert line == f"language.text.folder: {tmp_path} has no text in its 1 file"
 
 
 def test_a_corpus_too_small_for_its_tokens_is_told_by_its_documents():

@@ -260,27 +260,3 @@ def test_tokens_that_the_text_lacks_are_told_before_the_model_is_trained(languag
         "train_language_model: TextError: language.text: 90,000 tokens are asked for, the documents of this split have"
     )
     assert said in run.stdout + run.stderr
-
-
-OWN_CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-class Config(LlamaConfig): model_type = "own"
-class Model(LlamaForCausalLM): config_class = Config
-"""
-
-
-def test_a_model_with_code_of_its_own_is_looked_at_by_a_job_before_its_text_is(language, tmp_path):
-    folder = tiny_models.save("llama", tmp_path / "model")
-    about = json.loads((folder / "config.json").read_text())
-    about |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
-    (folder / "config.json").write_text(json.dumps(about))
-    (folder / "own.py").write_text(OWN_CODE)
-    own = {"folder": str(folder), "trust_remote_code": True, "hook_points": ["model.layer.0"]}
-    study = changed(language, tmp_path, lambda s: s.update(models={"own": own}))
-    (tmp_path / "work").mkdir()
-    project = Project(language.root, tmp_path / "work")
-    assert "its own Python code is run by jobs alone" in project.snakemake("--dry-run", study=study).stderr
-    run = project.snakemake("--until", "check_language_model", "--nocolor", study=study, check=False)
-    assert run.returncode != 0
-    said = "language.models.own.hook_points: 'model.layer.0': the model has no such module; nearest: model.layers.0"
-    assert f"check_language_model: LanguageModelError: {said}" in run.stdout + run.stderr

@@ -218,6 +218,34 @@ def test_what_this_machine_lacks_is_told_at_once_and_no_file_is_made(tmp_path):
     assert not list(project.work.rglob("results"))
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class Config(LlamaConfig): model_type = "own"
+class Model(LlamaForCausalLM): config_class = Config
+"""
+
+
+def test_a_model_with_code_of_its_own_is_looked_at_by_a_job_before_its_text_is(tmp_path):
+    folder = tiny_models.save("llama", tmp_path / "model")
+    about = json.loads((folder / "config.json").read_text())
+    about |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "own.py").write_text(OWN_CODE)
+    own = {"folder": str(folder), "trust_remote_code": True, "hook_points": ["model.layer.0"]}
+    content = yaml.safe_load((ROOT / "config" / "studies" / "language_smoke.yaml").read_text())
+    content["language"]["models"] = {"own": own}
+    study = tmp_path / "study"
+    study.with_suffix(".yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "work").mkdir()
+    project = Project(ROOT, tmp_path / "work")
+    planned = project.snakemake("--dry-run", study=study)
+    assert "its own Python code is run by jobs alone" in planned.stdout + planned.stderr
+    run = project.snakemake("--until", "check_language_model", study=study, check=False)
+    assert run.returncode != 0
+    said = "language.models.own.hook_points: 'model.layer.0': the model has no such module; nearest: model.layers.0"
+    assert f"check_language_model: LanguageModelError: {said}" in run.stdout + run.stderr
+
+
 def locked() -> dict[str, str]:
     pins = "".join((ROOT / "envs" / name).read_text() for name in ("requirements.lock", "torch-cuda.lock"))
     return dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", pins, re.M))

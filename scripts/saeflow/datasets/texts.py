@@ -153,28 +153,45 @@ def check(files: Iterable[Path], column: str) -> None:
     """
     files = list(files)
     if not any(path.stat().st_size for path in files):
-        raise TextError(f"language.text.folder: {files[0].parent} has no text in its {len(files)} files")
+        raise TextError(f"language.text.folder: {files[0].parent} has no text in its {_counted(len(files), 'file')}")
     for path in files:
         if path.suffix.lower() == ".parquet":
+            refuse_pointer(path)
             try:
-                schema = parquet.read_schema(path)
+                _check_column(path, parquet.read_schema(path), column)
             except (pa.ArrowException, OSError) as error:
                 raise TextError(f"{path}: no whole Parquet file; fetch or write it again ({error})") from None
-            _check_column(path, schema, column)
 
 
 def _check_column(path: Path, schema: pa.Schema, column: str) -> None:
-    if column not in schema.names:
-        raise TextError(f"{path}: has no column {column!r}, but {', '.join(schema.names)}: set language.text.column")
-    kind, others = schema.field(column).type, [field.name for field in schema if _is_text(field.type)]
+    if schema.names.count(column) != 1:
+        what = "several columns" if column in schema.names else "no column"
+        raise TextError(f"{path}: has {what} {column!r}, but {', '.join(schema.names)}: set language.text.column")
+    kind = schema.field(column).type
     if not _is_text(kind):
-        known = f"columns of text are {', '.join(others)}" if others else "no column holds text: write one"
-        raise TextError(f"{path}: column {column!r} (language.text.column) holds {kind}, expected text; {known}")
+        others = [field.name for field in schema if _is_text(field.type)]
+        raise _no_text(f"{path}: column {column!r}", _called(kind), others)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+def _no_text(what: str, kind: str, others: Sequence[str]) -> TextError:
+    known = f"columns of text are {', '.join(others)}" if others else "no column holds text: write one"
+    return TextError(f"{what} (language.text.column) holds {kind}, expected text; {known}")
+
+
+def _called(kind: pa.DataType) -> str:
+    """What the values of a type are, in a user's words, as `_kind` has them of a value."""
+    if _is_text(kind):
+        return "texts"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"lists of {_called(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        names = {field.name for field in kind}
+        return "messages" if names & {"role", "content"} or {"from", "value"} <= names else "structs"
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "numbers"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "bytes"
+    return f"values of the type {str(kind).partition('[')[0].rstrip('0123456789')}"
 
 
 def documents_of(files: Iterable[Path], separator: str, column: str) -> Iterator[str]:
@@ -216,18 +233,15 @@ def _of_parquet(path: Path, column: str) -> Iterator[str]:
     refuse_pointer(path)
     try:
         with parquet.ParquetFile(path) as file:
-            fields = list(file.schema_arrow)
-            names = [field.name for field in fields]
-            if names.count(column) != 1:
-                what = "several columns" if column in names else "no column"
-                raise TextError(f"{path}: has {what} {column!r}, but {', '.join(names)}: set language.text.column")
+            _check_column(path, file.schema_arrow, column)
+            others = [field.name for field in file.schema_arrow if _is_text(field.type)]
             batches = (
                 batch
                 for group in range(file.num_row_groups)
                 for batch in file.iter_batches(_GROUP, columns=[column], row_groups=[group])
             )
             values = (value.as_py() for batch in batches for value in batch[column])
-            yield from _strings(values, f"{path}: column {column!r}", [f.name for f in fields if _is_text(f.type)])
+            yield from _strings(values, f"{path}: column {column!r}", others)
     except UnicodeDecodeError:
         raise TextError(f"{path}: column {column!r} has text that is not UTF-8; write it as UTF-8") from None
     except (pa.ArrowException, OSError) as error:
@@ -256,8 +270,7 @@ def _strings(values: Iterable[Any], what: str, others: Sequence[str]) -> Iterato
             elif isinstance(value, str):
                 yield value.removeprefix(MARK)
             else:
-                known = f"columns of text are {', '.join(others)}" if others else "no column holds text: write one"
-                raise TextError(f"{what} (language.text.column) holds {_kind(value)}, expected text; {known}")
+                raise _no_text(what, _kind(value), others)
     finally:
         if n_null:
             log.warning("%s: %s without a value left out", what, _counted(n_null, "row"))
