@@ -15,8 +15,10 @@ INTO ?= reproduced
 python := $(VENV)/bin/python
 # Targets of Snakemake come before the flags: --configfile takes whatever follows it.
 snakemake := $(VENV)/bin/snakemake
-flags = --workflow-profile workflow/profiles/local --cores $(CORES) --configfile $(STUDY)
-name = $$($(python) -c 'import sys, saeflow.config as c; print(c.load(sys.argv[1]).study)' $(STUDY))
+flags = --workflow-profile workflow/profiles/local --cores $(CORES) --configfile "$$STUDY"
+name = $$($(python) -m saeflow.config "$$STUDY")
+# Recipes read paths from the environment, where spaces, quotes and dollars are as they were typed.
+export STUDY INTO CRATE DATA
 
 .PHONY: study report crate reproduce test env lock docs format
 
@@ -27,7 +29,7 @@ study: env
 
 report: env
 	@name=$(name) && \
-	{ test -f results/$$name/MANIFEST.sha256 || { echo "results/$$name is not built: make study STUDY=$(STUDY)" >&2; exit 1; }; } && \
+	{ test -f results/$$name/MANIFEST.sha256 || { echo "results/$$name is not built: make study STUDY='$$STUDY'" >&2; exit 1; }; } && \
 	$(snakemake) $(flags) --quiet all --report results/$$name.report.zip && \
 	echo && \
 	echo "site:              results/$$name/site/index.html" && \
@@ -54,7 +56,7 @@ reproduce: env
 	$(if $(CRATE),,$(error CRATE names no crate; make reproduce CRATE=mnist.crate.zip))
 	@$(python) -m saeflow.publish.reproduction $(wishes) -- "$$CRATE" "$$INTO"
 	@env -u SAEFLOW_CATALOG_URL -u SAEFLOW_TRACKERS $(snakemake) $(flags) --directory "$$INTO"
-	@cat "$$INTO/results/$(name)/verification.txt"
+	@name=$(name) && cat "$$INTO/results/$$name/verification.txt"
 
 test: env
 	$(python) -m pytest -n $(CORES) --dist loadfile $(PYTEST)

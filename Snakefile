@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 # A study given by --configfile stands alone: Snakemake would merge it into the default study, SAEs and all.
-if "study" not in config:
+if not workflow.configfiles and "study" not in config:
 
     configfile: f"{workflow.basedir}/config/config.yaml"
 

@@ -173,7 +173,7 @@ def test_the_report_of_a_built_study_is_an_archive(workshop):
     with zipfile.ZipFile(workshop.root / "results" / "smoke.report.zip") as archive:
         assert any(name.endswith("report.html") for name in archive.namelist())
     said = workshop.make("report", "STUDY=config/studies/quick.yaml", check=False)
-    assert "results/quick is not built: make study STUDY=config/studies/quick.yaml" in said
+    assert "results/quick is not built: make study STUDY='config/studies/quick.yaml'" in said
 
 
 def test_another_machine_is_compared_table_by_table_and_told_why(workshop, tmp_path, monkeypatch):

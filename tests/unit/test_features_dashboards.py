@@ -151,6 +151,18 @@ def test_windows_end_where_their_document_or_context_ends(tmp_path):
     assert activations[3] == [0, 0, 0, 0]
 
 
+def test_a_window_ends_where_a_special_token_stood_in_the_text(tmp_path):
+    rows = torch.tensor([[0, position, 0, 100 + position] for position in (0, 1, 2, 4, 5, 6, 8)])
+    store = ActivationStore.from_array(torch.ones(7, 4), rows, source_columns=SOURCE)
+    z = torch.arange(1.0, 8)[:, None]
+    peaks = np.array([1, 4, 6])
+    found = windows(store, filed(tmp_path, z, 7), peaks, np.zeros(3, int), before=4, after=4)
+    offsets, ids, _ = found.flat()
+    assert [part.tolist() for part in np.split(ids, offsets[1:-1])] == [[100, 101, 102], [104, 105, 106], [108]]
+    assert found.start.tolist() == [0, 4, 8]
+    assert found.peak.tolist() == [1, 1, 0]
+
+
 @pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
 def test_the_logit_lens_agrees_with_the_model_at_the_end_of_its_stream(tmp_path, name):
     """A small step behind the last block moves the logits as the lens says, but for one factor."""

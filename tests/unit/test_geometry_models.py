@@ -57,8 +57,8 @@ def test_logits_are_the_unembedding_of_the_captured_states(folders, architecture
     ((h, following),) = contexts.final_states(model, [(tokens.numpy(), is_text)])
     with torch.no_grad():
         logits = model(tokens).logits
-    # Not the first token, not the last, and not the one before what is no text.
-    wanted = [(i, t) for i in range(3) for t in range(1, 8) if (i, t) != (1, 4)]
+    # Not the first token, not the last, not what is no text, and not the one before it.
+    wanted = [(i, t) for i in range(3) for t in range(1, 8) if (i, t) not in ((1, 4), (1, 5))]
     assert following.tolist() == [int(tokens[i, t + 1]) for i, t in wanted]
     expected = torch.stack([logits[i, t] for i, t in wanted])
     torch.testing.assert_close(h @ torch.from_numpy(gamma).T + torch.from_numpy(bias), expected, rtol=1e-3, atol=1e-3)
@@ -77,6 +77,8 @@ def test_prompts_are_read_at_their_own_ends(folders, llama):
     tokenizer = language.load_tokenizer(folders["llama"], tiny_models.SETTINGS)
     texts = ["the cat sat on", "a dog", "who saw the dog ran"]
     together = contexts.prompt_states(llama, tokenizer, texts, 2)
+    with pytest.raises(ValueError, match=r"prompt 'a dog <s>' does not end with text; let geometry\.concepts"):
+        contexts.prompt_states(llama, tokenizer, ["the cat", "a dog <s>"], 2)
     alone = torch.cat([contexts.prompt_states(llama, tokenizer, [text], 1) for text in texts])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 

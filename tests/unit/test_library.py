@@ -25,13 +25,13 @@ def test_every_module_that_a_script_loads_is_among_its_library_files(script):
 def test_imports_run_one_way_down_the_layers():
     layers = {
         **dict.fromkeys((module.stem for module in library.PACKAGE.glob("config*.py")), 0),
-        **dict.fromkeys(("advice", "endpoints", "gpu", "library", "record", "redaction"), 0),
-        **dict.fromkeys(("reproduce", "rule", "terminal", "tracking"), 0),
+        **dict.fromkeys(("advice", "endpoints", "extras", "gpu", "library", "record", "redaction"), 0),
+        **dict.fromkeys(("reproduce", "rule", "strict_yaml", "terminal", "tracking"), 0),
         **dict.fromkeys(("datasets", "models", "activations"), 1),
         "sae": 2,
         **dict.fromkeys(("features", "injection", "geometry", "inversion"), 3),
         **dict.fromkeys(("publish", "catalog"), 4),
-        **dict.fromkeys(("command_line", "__main__"), 5),
+        **dict.fromkeys(("command_line", "preflight", "__main__"), 5),
     }
     for module in sorted(library.PACKAGE.rglob("*.py")):
         parts = module.relative_to(library.PACKAGE).with_suffix("").parts

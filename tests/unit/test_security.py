@@ -13,7 +13,6 @@ from urllib.parse import quote, quote_plus
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -222,7 +221,7 @@ def study_file(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir"])
 def test_a_study_with_a_python_object_is_refused_by_us_and_by_snakemake(tmp_path, tag):
     path = study_file(tmp_path, f"study: !!python/{tag} ['{tmp_path / 'it-ran'}']\n")
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(config.ConfigError, match="line 1, column 8: the tag '!!python/object"):
         config.load(path)
     with pytest.raises(WorkflowError, match="not valid JSON or YAML"):
         load_configfile(path)
@@ -232,7 +231,7 @@ def test_a_study_with_a_python_object_is_refused_by_us_and_by_snakemake(tmp_path
 def test_a_study_with_code_for_snakemakes_template_engine_is_refused_by_us_and_run_by_snakemake(tmp_path):
     """What docs/faults.md warns of; should Snakemake stop to do it, the warning can go."""
     path = study_file(tmp_path, f"__use_yte__: true\nstudy: ?__import__('os').mkdir('{tmp_path / 'it-ran'}') or 's'\n")
-    with pytest.raises(config.ConfigError, match="__use_yte__: True under an unknown key"):
+    with pytest.raises(config.ConfigError, match="__use_yte__: true under an unknown key"):
         config.load(path)
     assert not (tmp_path / "it-ran").exists()
     assert load_configfile(path) == {"study": "s"}
@@ -242,7 +241,7 @@ def test_a_study_with_code_for_snakemakes_template_engine_is_refused_by_us_and_r
 def test_make_study_reads_a_study_safely_before_snakemake_does():
     make = ["make", "--dry-run", "--always-make", "study", "STUDY=foreign.yaml"]
     recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert 0 < recipe.index(".load(sys.argv[1])") < recipe.index("--configfile foreign.yaml")
+    assert 0 < recipe.index('-m saeflow.config "$STUDY"') < recipe.index('--configfile "$STUDY"')
 
 
 OUTSIDE = ["../x", "/x", "x/y", "x\\y", "..", ".", "", "~", "x\0y", "x\n", "x" * 65, "%2e%2e"]
@@ -294,8 +293,7 @@ def test_every_text_of_a_study_is_one_of_a_list_or_has_a_pattern():
             free.append(path)
 
     walk(config.Study.model_json_schema(), "")
-    # Methods are compared with the list of methods, which the schema does not have.
-    assert free == ["/$defs/Injection/properties/methods/items"]
+    assert free == []
 
 
 def in_language(folder: str) -> dict:
@@ -332,7 +330,7 @@ def test_a_prompt_takes_words_and_nothing_that_python_would_make_of_them(field):
 
 
 def test_a_seed_too_large_for_a_generator_is_refused():
-    with pytest.raises(config.ConfigError, match=r"seed: .* less than 9223372036854775808"):
+    with pytest.raises(config.ConfigError, match=r"seed: .* a whole number from 0 to 9,223,372,036,854,775,807"):
         config.parse({"study": "s", "seed": 2**63})
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from saeflow import config
+from saeflow import config, config_images
 from saeflow.datasets import files, idx
 from saeflow.datasets.files import DatasetError
 from saeflow.reproduce import child_seed, write_arrays
@@ -83,7 +83,7 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
         seed: root of the draw that splits the digits.
         folder: where the files of a set with MNIST's layout lie, `data.data_dir` if not given (see `files.find`).
     Raises:
-        DatasetError: files are missing, damaged or not those that they should be; or a split would lack a class.
+        DatasetError: files are missing, damaged or not those that they should be.
     """
     if data.name == "digits":
         train, test = _digits(data.test_share, child_seed(seed, "dataset", "digits"))
@@ -110,12 +110,8 @@ def _divide(split: ImageSplit, key: str, share: float, seed: int) -> tuple[Image
     taken = np.zeros(len(split), bool)
     for label in np.unique(split.labels):
         own = np.flatnonzero(split.labels == label)
-        n_taken = round(share * len(own))
-        if not 0 < n_taken < len(own):
-            raise DatasetError(
-                f"dataset.{key}: {share:g} takes {n_taken} of {len(own)} images of class {label}; each part needs one"
-            )
-        taken[rng.permutation(own)[:n_taken]] = True
+        n = config_images.n_taken(f"dataset.{key}", share, int(label), len(own))
+        taken[rng.permutation(own)[:n]] = True
     return split[~taken], split[taken]
 
 

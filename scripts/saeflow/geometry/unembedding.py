@@ -29,10 +29,9 @@ def load(folder: Path, settings: Mapping[str, Any]) -> tuple[Float[np.ndarray, "
         UnembeddingError: no matrix by a known name.
     """
     gamma = _matrix(folder)
-    tokenizer = language.load_tokenizer(folder, settings).tokenizer
-    special = set(tokenizer.all_special_ids)
-    tokens = tokenizer.get_vocab()
-    rows = sorted(number for token, number in tokens.items() if number not in special and not _is_unused(token))
+    tokens = language.load_tokenizer(folder, settings)
+    words = ((token, i) for token, i in tokens.tokenizer.get_vocab().items() if i not in tokens.no_words)
+    rows = sorted(number for token, number in words if not _is_unused(token))
     return gamma, np.array([number for number in rows if number < len(gamma)])
 
 

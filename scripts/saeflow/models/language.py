@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,29 @@ class Tokens:
     tokenizer: Any
     start: int | None
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts, without special tokens."""
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    @cached_property
+    def encode(self) -> "Encoder":
+        """Turns texts into ids."""
+        return Encoder(self.tokenizer, self.special)
+
+    def with_start(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, each behind the start token, where there is one and the text does not begin with it."""
+        start = [] if self.start is None else [self.start]
+        return [ids if ids[:1] == start else start + ids for ids in self.encode(texts)]
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids that are no text, wherever they stand: start, end, padding, the marks of a chat.
+
+        The token for what a tokenizer cannot read is text where such a thing may be read, as by a vocabulary of words.
+        Where bytes can stand for everything, only its name gives it, and it is as special as the others.
+        """
+        return _special(self.tokenizer)
+
+    @cached_property
+    def no_words(self) -> frozenset[int]:
+        """Ids that no vocabulary of words has: special tokens, and the one for what the tokenizer cannot read."""
+        return self.special.union(self.tokenizer.all_special_ids)
 
     def strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as readers see it: words with the space in front of them, never empty."""
@@ -48,6 +69,40 @@ class Tokens:
                 text = self.tokenizer.decode([i], clean_up_tokenization_spaces=False)
             found.append(text if text and "\ufffd" not in text else token or f"<{i}>")
         return found
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns texts into ids, and adds none.
+
+    A special token that a text spells out has its id, as in training.
+
+    Arguments:
+        tokenizer: of transformers.
+        special: ids of special tokens.
+    """
+
+    tokenizer: Any
+    special: frozenset[int]
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts."""
+        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+_UNREAD = "\U00012000 \ue000"
+"""A cuneiform sign and a character for private use, which few vocabularies have."""
+
+
+def _special(tokenizer: Any) -> frozenset[int]:
+    """Ids of `Tokens.special`."""
+    names = tokenizer.special_tokens_map
+    found = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    unread = tokenizer.unk_token_id
+    has_one_role = sum(value == names.get("unk_token") for value in names.values()) == 1
+    if has_one_role and unread in tokenizer(_UNREAD, add_special_tokens=False)["input_ids"]:
+        found.discard(unread)
+    return frozenset(found - {None})
 
 
 def load_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokens:
@@ -114,11 +169,21 @@ def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> Non
             f"language.models.{name}: the tokenizer has {words} tokens, the model embeds {rows}: they do not belong "
             "together"
         )
+    check_context(model, context_size, name)
+
+
+def check_context(model: nn.Module, size: int, name: str, key: str = "language.text.context_size") -> None:
+    """Refuse more tokens than a model can read.
+
+    Arguments:
+        size: tokens that are asked for by the key.
+        name: of the model in the study.
+    Raises:
+        LanguageModelError: names the key, the model and its limit.
+    """
     limit = context_limit(model)
-    if limit is not None and context_size > limit:
-        raise LanguageModelError(
-            f"language.text.context_size: {context_size} exceeds what {name} can read, {limit} tokens"
-        )
+    if limit is not None and size > limit:
+        raise LanguageModelError(f"{key}: {size} exceeds what {name} can read, {limit} tokens")
 
 
 def context_limit(model: nn.Module) -> int | None:
