@@ -17,8 +17,13 @@ python := $(VENV)/bin/python
 snakemake := $(VENV)/bin/snakemake
 flags = --workflow-profile workflow/profiles/local --cores $(CORES) --configfile "$$STUDY"
 name = $$($(python) -m saeflow.config "$$STUDY")
-# Recipes read paths from the environment, where spaces, quotes and dollars are as they were typed.
-export STUDY INTO CRATE DATA
+# Recipes read paths from the environment, as they were typed: what they hold is neither expanded nor run.
+override STUDY := $(value STUDY)
+override INTO := $(value INTO)
+override CRATE := $(value CRATE)
+override DATA := $(value DATA)
+override FILES := $(value FILES)
+export STUDY INTO CRATE DATA FILES
 
 .PHONY: study report crate reproduce test env lock docs format
 
@@ -40,12 +45,6 @@ report: env
 crate: env
 	@name=$(name) && $(snakemake) crate $(flags) && echo "crate: results/$$name.crate.zip"
 
-# Names of files reach the shell by its environment, as they are: what they hold is neither expanded nor run.
-override CRATE := $(value CRATE)
-override INTO := $(value INTO)
-override DATA := $(value DATA)
-override FILES := $(value FILES)
-export CRATE INTO DATA FILES
 wishes = $(if $(COMPARE),--compare $(COMPARE)) $(if $(DATA),--data-dir "$$DATA") $(if $(FILES),--files "$$FILES") \
 	$(if $(RTOL),--rtol $(RTOL)) $(if $(ATOL),--atol $(ATOL)) $(if $(MOST_GIB),--most-gib $(MOST_GIB)) \
 	$(if $(filter 1,$(TRUST_REMOTE_CODE)),--trust-remote-code)

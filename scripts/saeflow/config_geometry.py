@@ -1,5 +1,6 @@
 """The section of geometry: which concepts, how they are measured, and which hierarchical SAEs are trained on them."""
 
+import string
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -40,6 +41,16 @@ TEMPLATES = (
 )
 
 
+def _holds_words_alone(template: str) -> bool:
+    """Whether nothing but the words of a prompt stands in braces: a width takes memory, a dot leads into Python."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        return False
+    words = (None, "concept", "word", "word2", "word3", "word4")
+    return all(name in words and not width and not conversion for _, name, width, conversion in parts)
+
+
 class Concepts(Section):
     """Hierarchies of concepts and the words that stand for them: those that are one token of a model."""
 
@@ -75,12 +86,10 @@ class Concepts(Section):
         if self.source == "wordnet" and self.file:
             raise ValueError("file: is of `source: file`; drop it, or the source")
         for template in self.templates:
-            try:
-                template.format(concept="", word="", word2="", word3="", word4="")
-            except (KeyError, IndexError, ValueError):
+            if not _holds_words_alone(template):
                 raise ValueError(
                     f"templates: {template!r} may hold {{concept}}, {{word}}, {{word2}}, {{word3}} and {{word4}} alone"
-                ) from None
+                )
         left = self.min_words - round(self.held_out_share * self.min_words)
         if left < FEWEST_WORDS:
             raise ValueError(

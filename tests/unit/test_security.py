@@ -321,6 +321,14 @@ def test_a_path_that_snakemake_would_take_for_a_pattern_is_refused(value):
             config.parse({"study": "s"} | section)
 
 
+@pytest.mark.parametrize(
+    "field", ["{word:>2000000000}", "{word.__class__}", "{word!r}", "{0}", "{other}", "{word", "}"]
+)
+def test_a_prompt_takes_words_and_nothing_that_python_would_make_of_them(field):
+    with pytest.raises(config.ConfigError, match=r"may hold \{concept\}, \{word\}"):
+        config.parse({"study": "s", "geometry": {"concepts": {"templates": [f"A {{word}} {field}"]}}})
+
+
 def test_a_seed_too_large_for_a_generator_is_refused():
     with pytest.raises(config.ConfigError, match=r"seed: .* a whole number from 0 to 9,223,372,036,854,775,807"):
         config.parse({"study": "s", "seed": 2**63})
