@@ -15,7 +15,7 @@ SCRIPTS = Path(library.__file__).parents[1]
 def test_every_module_that_a_script_loads_is_among_its_library_files(script):
     probe = (
         "import sys, importlib.util as u; s = u.spec_from_file_location('probe', sys.argv[1]); "
-        "m = u.module_from_spec(s); s.loader.exec_module(m); "
+        "m = u.module_from_spec(s); s.loader.exec_module(m); assert 'torchvision' not in sys.modules; "
         "print(*[v.__file__ for n, v in sys.modules.items() if n.split('.')[0] == 'saeflow'])"
     )
     run = subprocess.run([sys.executable, "-c", probe, script], cwd=SCRIPTS, capture_output=True, text=True, check=True)
