@@ -77,9 +77,10 @@ def test_blocks_and_modules_of_every_architecture_can_be_hooked(folders, batch, 
 
 def test_nothing_behind_the_last_hook_point_is_computed(llama, batch):
     ran = []
+    record = hook_points.Recorder(llama, {"a": Hook(module="model.layers.0")})
+    record(torch.from_numpy(batch.tokens), torch.tensor([1]))  # once, the model runs whole, to show its layouts
     handle = llama.lm_head.register_forward_hook(lambda *_: ran.append(1))
-    hooks = {"a": Hook(module="model.layers.0")}
-    hook_points.Recorder(llama, hooks)(torch.from_numpy(batch.tokens), torch.tensor([1]))
+    record(torch.from_numpy(batch.tokens), torch.tensor([1]))
     assert not ran
     handle.remove()
 
@@ -257,7 +258,7 @@ def test_a_model_that_brings_its_own_code_is_refused(tmp_path, folders):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
     (tmp_path / "model.safetensors").write_bytes((folders["llama"] / "model.safetensors").read_bytes())
-    with pytest.raises(language.LanguageModelError, match="cannot load it"):
+    with pytest.raises(language.LanguageModelError, match="code of its own; read it, then set trust_remote_code"):
         language.load(tmp_path, tiny_models.SETTINGS, "cpu")
     assert not (tmp_path / "it-ran").exists()
 
