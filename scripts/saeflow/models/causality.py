@@ -22,8 +22,10 @@ def looks_ahead(model: nn.Module, ids: Int[Tensor, " n"], length: int = _LENGTH)
         ids: of tokens to read, on the device of the model's embedding; several that differ.
         length: most tokens that it can read, at least 2.
     Returns:
-        None where it cannot be told: the logits have no values, or do not depend on what the model reads.
+        None where it cannot be told: the weights have no values, or the logits do not depend on what the model reads.
     """
+    if ids.is_meta:
+        return None
     length = min(length, _LENGTH)
     seen = length // 2
     # Three contexts that differ from place `seen` on: a rounding that tips a choice of experts hardly does so twice.
@@ -31,8 +33,6 @@ def looks_ahead(model: nn.Module, ids: Int[Tensor, " n"], length: int = _LENGTH)
     contexts = torch.stack([ids[(steps * len(ids) // length + i * len(ids) // 3) % len(ids)] for i in range(3)])
     contexts[:, :seen] = contexts[0, :seen]
     logits = model(contexts, use_cache=False).logits
-    if logits.is_meta:
-        return None
     others = model(contexts[:1].expand(3, -1), use_cache=False).logits
     rounding = _furthest(logits[0], others[0])
     before = min(_furthest(logits[0, :seen], logits[i, :seen]) for i in (1, 2))

@@ -229,9 +229,7 @@ def _probe(model: nn.Module, hooks: Mapping[str, Hook], tokens: Int[Tensor, "bat
         raise _not_run(silent)
     for name, runs in found.items():
         if len(runs) > 1:
-            log.warning(
-                "hook point '%s': runs %d times when the model reads a text; the first is meant", name, len(runs)
-            )
+            log.warning("hook point '%s': runs %d times when the model reads a text; the first counts", name, len(runs))
     return {name: runs[0] for name, runs in found.items()}
 
 
@@ -251,8 +249,8 @@ def _register(module: nn.Module, side: str, use: Callable[[Any], Any]):
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if args:
-            new = use(args)
-            return None if new is None else (tuple(new), kwargs)
+            new = use(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
         name = next((name for name in wanted if name in kwargs), next(iter(kwargs), None))
         new = use(kwargs.get(name))
         return None if new is None else (args, kwargs | {name: new})

@@ -1,5 +1,6 @@
 """Causal language models from a folder in Hugging Face's format: loaded, checked, asked for tokens and losses."""
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from saeflow.models import causality, language_weights
-from saeflow.models.language_files import config_of, files_of, read_json, refuse_pointer
+from saeflow.models.language_files import check_tokenizer, config_of, files_of
 
 log = logging.getLogger(__name__)
 
 # Nothing here goes to the network, and no tokenizer forks threads of its own.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _LOCAL = {"local_files_only": True}
+# Keys of a configuration for the most tokens that a model reads, by family.
+_LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "context_length")
 
 
 class LanguageModelError(ValueError):
@@ -86,12 +89,13 @@ def configuration(folder: Path, settings: Mapping[str, Any]) -> Any:
         raise LanguageModelError(
             f"{file}: the model brings Python code of its own; read it, then set trust_remote_code: true"
         )
+    if kind is None and not code:
+        raise LanguageModelError(f"{file}: names no model_type; a model is a folder in Hugging Face's format")
     if kind not in CONFIG_MAPPING and not code:
-        version = said.get("transformers_version")
-        of = f", which {version} wrote" if version else ""
+        version = said.get("transformers_version", __version__)
+        by = f" (transformers {version} wrote the file)" if version != __version__ else ""
         raise LanguageModelError(
-            f"{file}: transformers {__version__} has no model_type '{kind}'{of}; take a model that it has, or a newer "
-            "transformers"
+            f"{file}: transformers {__version__} has no model_type '{kind}'{by}; take a model that it has"
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (code and settings["trust_remote_code"]):
         raise LanguageModelError(
@@ -118,17 +122,13 @@ def load_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokens:
     from transformers import AutoTokenizer
 
     config = configuration(folder, settings) if (folder / "config.json").is_file() else None
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        refuse_pointer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"], **_LOCAL)
     except Exception as error:  # tokenizers raises bare ones
-        if file.is_file():
-            read_json(file)
+        check_tokenizer(folder)
+        what = f"{folder}: no tokenizer that transformers can read"
+        if (file := folder / "tokenizer.json").is_file():
             what = f"{file}: tokenizers {__version__} cannot read it, a newer one may have written it"
-        else:
-            what = f"{folder}: no tokenizer that transformers can read"
         raise LanguageModelError(f"{what} ({_short(error)})") from error
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return Tokens(tokenizer, start, getattr(config and config.get_text_config(decoder=True), "vocab_size", None))
@@ -167,7 +167,8 @@ def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
     except (torch.OutOfMemoryError, MemoryError, LanguageModelError):
         raise
     except Exception as error:  # code that is not ours, on files that are not ours
-        raise LanguageModelError(f"{folder}: transformers cannot load it: {_short(error)}") from error
+        file = folder / "config.json" if _build_problem(config, settings, {}) else folder
+        raise LanguageModelError(f"{file}: transformers cannot load the model: {_short(error)}") from error
     if problem := language_weights.problem(model, found, config, bool(where)):
         raise LanguageModelError(f"{folder}: {problem}")
     model = model if where else model.to(device)
@@ -204,7 +205,9 @@ def _build_problem(config: Any, settings: Mapping[str, Any], attention: Mapping[
 
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, trust_remote_code=settings["trust_remote_code"], **attention)
+            AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), trust_remote_code=settings["trust_remote_code"], **attention
+            )
     except Exception as error:  # ValueError of a model, ImportError of a kernel, errors of the kernels' own
         return _short(error)
     return None
@@ -234,14 +237,13 @@ def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> Non
     check_context(model, context_size, name)
     special = set(tokens.tokenizer.all_special_ids)
     ids = [i for i in range(min(rows, words)) if i not in special] or [0]
-    limit = context_limit(model) or context_size
     try:
-        ahead = causality.looks_ahead(model, torch.tensor(ids, device=input_device(model)), max(2, limit))
+        ahead = causality.looks_ahead(model, torch.tensor(ids, device=input_device(model)), context_size)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # code that is not ours
         raise LanguageModelError(
-            f"language.models.{name}: {type(model).__name__} does not read token ids alone ({_short(error)})"
+            f"language.models.{name}: {type(model).__name__} cannot read a text of tokens ({_short(error)})"
         ) from error
     if ahead is None:
         log.warning("language.models.%s: whether it is causal could not be measured", name)
@@ -268,7 +270,11 @@ def check_context(model: nn.Module, size: int, name: str, key: str = "language.t
 
 def context_limit(model: nn.Module) -> int | None:
     """Most tokens that a model can read; none where its configuration does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
+    config = model.config.get_text_config(decoder=True)
+    try:
+        return next((n for n in (getattr(config, key, None) for key in _LIMITS) if isinstance(n, int) and n > 0), None)
+    except NotImplementedError:  # what XLNet says instead of having no such key
+        return None
 
 
 def input_device(model: nn.Module) -> torch.device:

@@ -17,8 +17,9 @@ _CODE = "*.py"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-# Short files that are read whole at every start; a tokenizer's own are read where it is loaded.
+# Short files that are read whole at every start; a tokenizer's long ones are where it is loaded.
 _SHORT = (_CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER = (*_SHORT, "tokenizer.json", "vocab.json")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024  # a pointer has fewer
 SNAPSHOT = "saeflow_snapshot.json"
@@ -47,7 +48,7 @@ def files_of(folder: Path | str, trust_remote_code: bool = False) -> list[Path]:
     patterns = (*_PATTERNS, _CODE) if trust_remote_code else _PATTERNS
     found = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     for path in found:
-        refuse_pointer(path)
+        _refuse_pointer(path)
         if path.name in _SHORT:
             read_json(path)
     for path in _weights(folder, found):
@@ -55,12 +56,21 @@ def files_of(folder: Path | str, trust_remote_code: bool = False) -> list[Path]:
     return found
 
 
-def refuse_pointer(path: Path) -> None:
-    """Refuse what stands in place of a file in a repository that was cloned without its large files.
+def check_tokenizer(folder: Path) -> None:
+    """Refuse files of a tokenizer that are not whole.
 
     Raises:
-        ModelFilesError: names the file.
+        ModelFilesError: names the file, and what it is.
     """
+    for path in sorted(folder.glob("*")):
+        if path.is_file():
+            _refuse_pointer(path)
+        if path.name in _TOKENIZER:
+            read_json(path)
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Refuse what stands in place of a file in a repository that was cloned without its large files."""
     if path.stat().st_size < _POINTER_BYTES and path.read_bytes().startswith(_POINTER):
         raise ModelFilesError(
             f"{path}: is a pointer of Git LFS, not the file; run `git lfs pull` in its folder, or download the model "
@@ -133,7 +143,7 @@ def _check_weights(path: Path) -> None:
         ) from error
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
+def some(names: Sequence[str], most: int = 3) -> str:
     """Some of several names, and how many there are beside them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
