@@ -139,8 +139,10 @@ class LanguageModel(Section):
         "`{module: ..., side: input}`.",
     )
     dtype: DType = Field("float32", description="Number type that the model is loaded in.")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "sdpa", description="Attention implementation of transformers."
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None,
+        description="Attention implementation of transformers; it chooses (`sdpa`, else `eager`) if none is named, "
+        "and where a model has no `sdpa`.",
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
         None, description="How accelerate spreads the model over devices; without it, all is on `compute.device`."

@@ -13,31 +13,10 @@ from torch import nn
 from saeflow.config_language import Hook
 from saeflow.models.hook_points import HookPointError, Recorder, find
 from saeflow.models.language import LanguageModelError, check_context, load_tokenizer
+from saeflow.models.language_configuration import attention_of, configuration, outline, short
 from saeflow.models.language_files import ModelFilesError, files_of
 
 _TOKENS = (2, 3)  # contexts and tokens that the outline reads
-
-
-def outline(folder: Path, settings: Mapping[str, Any]) -> nn.Module:
-    """The model of a folder without its weights, on the meta device.
-
-    Arguments:
-        settings: section `language.models.<name>` as a dict.
-    Raises:
-        ModelFilesError: the folder holds no model.
-        LanguageModelError: what transformers says of its configuration.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    files_of(folder, settings["trust_remote_code"])
-    trusted = {"trust_remote_code": settings["trust_remote_code"]}
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **trusted)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=settings["attention"], **trusted)
-    except Exception as error:  # code that is not ours, on a file that is not ours
-        raise LanguageModelError(f"{folder}: transformers cannot load it: {error}") from error
-    return model.eval()
 
 
 def problems(
@@ -65,10 +44,17 @@ def problems(
     """
     folder, key = Path(folder), f"language.models.{name}"
     try:
-        model = outline(folder, settings)
+        files_of(folder, settings["trust_remote_code"])
         load_tokenizer(folder, settings)
+        config = configuration(folder, settings)
+        attention = attention_of(folder, config, settings)
     except (ModelFilesError, LanguageModelError) as error:
         yield f"{key}: {error}"
+        return
+    try:
+        model = outline(config, settings, attention).eval()
+    except Exception as error:  # code that is not ours, on a file that is not ours
+        yield f"{key}: {folder / 'config.json'}: transformers cannot load the model: {short(error)}"
         return
     for hook in map(Hook.model_validate, hook_points):
         try:
