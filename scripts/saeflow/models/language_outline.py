@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from saeflow.config_language import Hook
 from saeflow.models.hook_points import HookPointError, Recorder, find
@@ -89,7 +90,9 @@ def _read(model: nn.Module, hook: Hook) -> None:
     """
     tokens = torch.zeros(_TOKENS, dtype=torch.long, device="meta")
     try:
-        Recorder(model, {hook.name: hook})(tokens, torch.tensor([0]))
+        # transformers looks for packed texts in tensors with values, and leaves those alone that are only traced.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            Recorder(model, {hook.name: hook})(tokens, torch.tensor([0]))
     except HookPointError:
         raise
     except Exception:  # some models look at numbers on their way: what they give is known when they run
