@@ -19,6 +19,8 @@ class Recorder:
 
     opened: list["Recorder"]
 
+    package = "json"
+
     def __init__(self, folder):
         self.folder, self.points, self.closed = folder, [], False
         self.opened.append(self)
