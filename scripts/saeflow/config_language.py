@@ -110,7 +110,7 @@ class EmbeddedModel(Section):
         mlp = ["mlp", *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))]
         inside = ["", *(f".{name}" for name in (*attention, *mlp, "input_layernorm", "post_attention_layernorm"))]
         blocks = [f"model.layers.{i}{name}" for i in range(self.layers) for name in inside]
-        return (*(["model.embed_tokens"] if side == "output" else []), *blocks, "model.norm", "lm_head")
+        return (*(["model", "model.embed_tokens"] if side == "output" else []), *blocks, "model.norm", "lm_head")
 
 
 def no_such_module(path: str, modules: Iterable[str]) -> str:

@@ -183,7 +183,7 @@ def test_a_folder_without_a_tokenizer_and_a_model_that_transformers_does_not_kno
     assert line.startswith(f"language.models.m: {own}: no tokenizer")
     (own / "config.json").write_text('{"model_type": "nonesuch"}')
     (line,) = language_outline.problems("m", own, settings)
-    assert line.startswith(f"language.models.m: {own}: transformers cannot load it")
+    assert "config.json: transformers 5" in line and "has no model_type 'nonesuch'" in line
 
 
 def test_code_beside_a_model_is_not_run_before_the_first_job(folder, tmp_path):
@@ -197,7 +197,7 @@ def test_code_beside_a_model_is_not_run_before_the_first_job(folder, tmp_path):
     (note,) = said(language(of_folder(own, trust_remote_code=True), text=text))
     assert note == "note: language.models.m: its own Python code is run by jobs alone, which look at it"
     (line,) = language_outline.problems("m", own, {"attention": "eager", "trust_remote_code": False})
-    assert "transformers cannot load it" in line
+    assert "the model brings Python code of its own; read it, then set trust_remote_code: true" in line
     assert not (tmp_path / "ran").exists()
 
 
