@@ -183,7 +183,8 @@ def test_a_folder_without_a_tokenizer_and_a_model_that_transformers_does_not_kno
     assert line.startswith(f"language.models.m: {own}: no tokenizer")
     (own / "config.json").write_text('{"model_type": "nonesuch"}')
     (line,) = language_outline.problems("m", own, settings)
-    assert "config.json: transformers 5" in line and "has no model_type 'nonesuch'" in line
+    assert "config.json: transformers 5" in line
+    assert "has no model_type 'nonesuch'" in line
 
 
 def test_code_beside_a_model_is_not_run_before_the_first_job(folder, tmp_path):
