@@ -344,10 +344,13 @@ def test_an_encoder_that_is_built_as_a_decoder_is_causal(tmp_path):
     language.check(model, language.load_tokenizer(tmp_path, tiny_models.SETTINGS), 8, "m")
 
 
-def test_causality_of_a_model_without_numbers_is_not_told(llama, tokens, caplog):
+def test_a_model_without_numbers_has_sizes_but_no_causality(llama, tokens, caplog):
     with torch.device("meta"):
         outline = type(llama)(llama.config)
     language.check(outline.eval(), tokens, 8, "m")
+    hooks = {"a": Hook(module="model.layers.1.mlp.gate_proj")}
+    found = hook_points.Recorder(outline, hooks)(torch.zeros(2, 3, dtype=torch.long, device="meta"), torch.tensor([0]))
+    assert found["a"].shape == (1, 32)  # sizes are known all the same
     assert "whether it is causal could not be measured" in caplog.text
 
 

@@ -82,10 +82,15 @@ class Recorder:
                 handle = _register(self._modules[name], hook.side, lambda value, name=name: keep(name, value))
                 stack.callback(handle.remove)
             try:
-                self._model(tokens, use_cache=False)
+                _read(self._model, tokens)
             except _Enough:
                 return found
         raise _not_run(name for name in self._hooks if name not in found)
+
+
+def _read(model: nn.Module, tokens: Int[Tensor, "batch context"]) -> None:
+    # Without a cache, transformers looks at numbers to make masks, of which a model on the meta device has none.
+    model(tokens, use_cache=tokens.is_meta)
 
 
 class _Enough(Exception):  # noqa: N818
@@ -213,7 +218,7 @@ def _probe(model: nn.Module, hooks: Mapping[str, Hook], tokens: Int[Tensor, "bat
             handle = _register(find(model, hook.module), hook.side, lambda value, name=name: keep(name, value))
             stack.callback(handle.remove)
         try:
-            model(tokens, use_cache=False)
+            _read(model, tokens)
         except HookPointError:
             raise
         except Exception:
