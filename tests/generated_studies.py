@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 # Those whose files are there: they build their own images and text.
-SHIPPED = ("../config", "smoke", "language_smoke", "geometry_smoke", "inversion_smoke", "mnist", "mnist_injection", "quick")
+SHIPPED = (
+    "../config",
+    "smoke",
+    "language_smoke",
+    "geometry_smoke",
+    "inversion_smoke",
+    "mnist",
+    "mnist_injection",
+    "quick",
+)
 SCALARS = [
     *(0, 1, 2, 3, 4, 5, 7, 8, 16, 64, -1, 1.0, 64.0, 0.5, 0.1, 1e-3, 1e3, 2**31, 2**63, 10**30, 1e30, 1e-300),
     *(float("inf"), float("-inf"), float("nan"), True, False, None, "", "x", "64", "1e-3", "yes", "2026-02-30", "a b"),
@@ -18,15 +28,35 @@ SCALARS = [
     *([], {}, [1, 1], [1, 2, 3], ["x"], {"x": 1}, [[]], {"architecture": "topk", "d_sae": 8, "k": 2}, "{a}", "é\u202e"),
 ]
 KEYS = ["x", "seeds", "k", "steps", "variants", "study", "no", "1", "d_sae", "names with spaces", "hook_points"]
-SNIPPETS = ["\t", ": ", "- ", "[", "}", "'", '"', "*a", "&a ", "!!x ", "<<: *a", "010", "1:30", "@", "#", "\n", " ", "\x07", "é"]
+SNIPPETS = [
+    "\t",
+    ": ",
+    "- ",
+    "[",
+    "}",
+    "'",
+    '"',
+    "*a",
+    "&a ",
+    "!!x ",
+    "<<: *a",
+    "010",
+    "1:30",
+    "@",
+    "#",
+    "\n",
+    " ",
+    "\x07",
+    "é",
+]
 
 
 def studies(draw: random.Random) -> bytes:
     """A file that may be a study."""
-    content = yaml.safe_load((ROOT / "config/studies" / f"{draw.choice(SHIPPED)}.yaml").read_text(encoding="utf-8"))
+    content = copy.deepcopy(_shipped(draw.choice(SHIPPED)))
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         _change_value(content, draw)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
     if draw.random() < 0.3:
         text = _change_text(text, draw)
     raw = text.encode("utf-8", "surrogatepass")
@@ -34,6 +64,11 @@ def studies(draw: random.Random) -> bytes:
         at = draw.randrange(len(raw) + 1)
         raw = raw[:at] + draw.choice((b"\xff", b"\x00", b"\xe9")) + raw[at:]
     return raw
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "config/studies" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:
