@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,10 @@ SNIPPETS = [
 
 def studies(draw: random.Random) -> bytes:
     """A file that may be a study."""
-    content = yaml.safe_load((ROOT / "config/studies" / f"{draw.choice(SHIPPED)}.yaml").read_text(encoding="utf-8"))
+    content = copy.deepcopy(_shipped(draw.choice(SHIPPED)))
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         _change_value(content, draw)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
     if draw.random() < 0.3:
         text = _change_text(text, draw)
     raw = text.encode("utf-8", "surrogatepass")
@@ -63,6 +64,11 @@ def studies(draw: random.Random) -> bytes:
         at = draw.randrange(len(raw) + 1)
         raw = raw[:at] + draw.choice((b"\xff", b"\x00", b"\xe9")) + raw[at:]
     return raw
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "config/studies" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:

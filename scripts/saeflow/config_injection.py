@@ -12,6 +12,7 @@ from saeflow.config_sections import (
     CountOrNone,
     Each,
     Label,
+    LabelAsKey,
     Name,
     Part,
     Rows,
@@ -111,7 +112,7 @@ class Injection(Section):
     lookalike: Label = Field(
         description="Class on which specificity is measured: one of the source's, none of the target's."
     )
-    sequence: dict[Label, Name] = Field(
+    sequence: dict[LabelAsKey, Name] = Field(
         {},
         description="What continual injection adds after the concept: classes in this order, each with the role of the "
         "networks that know it.",

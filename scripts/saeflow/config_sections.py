@@ -56,7 +56,8 @@ StepsOrNone = whole(0, 100_000_000)
 Width = Rows = whole(1, 2**24)
 Tokens = whole(1, 10**12)
 Jobs = whole(1, 1000)
-Label = Annotated[whole(0, 999), BeforeValidator(_label, json_schema_input_type=int)]
+Label = whole(0, 999)
+LabelAsKey = Annotated[Label, BeforeValidator(_label, json_schema_input_type=int)]
 Seed = whole(0, 2**63 - 1)
 
 Share = number(ge=0, le=1)

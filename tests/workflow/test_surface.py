@@ -1,13 +1,17 @@
 """What the workflow shows before any job runs: graphs, plans, refusals, and the house rules of its files."""
 
 import ast
+import contextlib
+import itertools
 import json
+import random
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import generated_studies
 import pandas as pd
 import pytest
 import rulegraph
@@ -16,6 +20,7 @@ import yaml
 from conftest import ROOT, Project
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from saeflow import config
 from saeflow.config import METHODS
 from saeflow.library import modules_of
 from saeflow.models.language_training import word_tokenizer
@@ -244,6 +249,65 @@ def test_a_model_with_code_of_its_own_is_looked_at_by_a_job_before_its_text_is(t
     assert run.returncode != 0
     said = "language.models.own.hook_points: 'model.layer.0': the model has no such module; nearest: model.layers.0"
     assert f"check_language_model: LanguageModelError: {said}" in run.stdout + run.stderr
+
+
+def said_by(command: list, **options) -> tuple[int, str]:
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_a_key_given_twice_is_refused_at_both_doors(project, tmp_path):
+    study = (ROOT / "config/studies/smoke.yaml").read_text()
+    (tmp_path / "two words.yaml").write_text(study + "verify: {rtol: 0.1}\nverify: {atol: 0.1}\n")
+    line = len(study.splitlines()) + 1
+    said = f"two words.yaml, lines {line} and {line + 1}: verify is given twice; keep one of them"
+    run = project.snakemake("--dry-run", study=tmp_path / "two words", check=False)
+    assert run.returncode != 0
+    assert said in run.stdout + run.stderr
+    make = ["make", "-o", f"{sys.prefix}/.locked", f"VENV={sys.prefix}"]
+    for target in ("study", "report", "crate"):
+        status, there = said_by([*make, target, f"STUDY={tmp_path / 'two words.yaml'}"], cwd=ROOT)
+        assert status != 0
+        assert said in there
+        assert "Traceback" not in there
+
+
+def test_make_names_a_study_that_is_not_there(tmp_path):
+    make = ["make", "-o", f"{sys.prefix}/.locked", f"VENV={sys.prefix}", "study", f"STUDY={tmp_path / 'a b.yaml'}"]
+    status, said = said_by(make, cwd=ROOT)
+    assert status != 0
+    assert f"{tmp_path / 'a b.yaml'}: no such file" in said
+    assert "Traceback" not in said
+
+
+def test_the_command_line_and_later_files_are_read_by_the_same_rules(project, tmp_path):
+    (tmp_path / "later.yaml").write_text("saes: {training: {steps: 1e30}}\n")
+    status, said = said_by([*project.command("--dry-run"), tmp_path / "later.yaml"])
+    assert status != 0
+    assert "saes.training.steps: 1e+30 is not right" in said
+    for value, wrong in (("saes={training: {steps: 1e30}}", "saes.training.steps: 1e+30"), ("seed=-1", "seed: -1")):
+        run = project.snakemake("--dry-run", "--config", value, check=False)
+        assert run.returncode != 0
+        assert f"{wrong} is not right" in run.stdout + run.stderr
+    assert project.planned("--config", "saes={variants: {more: {architecture: topk, d_sae: 8, k: '2'}}}")
+    # A file that forgot its name is no change of the default study.
+    run = project.snakemake("--dry-run", study=tmp_path / "later", check=False)
+    assert "study: missing" in run.stdout + run.stderr
+
+
+def test_studies_that_are_accepted_can_be_planned(tmp_path):
+    accepted = []
+    for number in itertools.count():
+        path = tmp_path / f"{number}.yaml"
+        path.write_bytes(generated_studies.studies(random.Random(number)))
+        with contextlib.suppress(config.ConfigError):
+            config.load(path)
+            accepted.append(path)
+        if len(accepted) == 12:
+            break
+    status, said = said_by([sys.executable, Path(__file__).with_name("plans.py"), tmp_path, *accepted])
+    assert status == 0, said
+    assert [line for line in said.splitlines() if line.startswith(str(tmp_path))] == []
 
 
 def locked() -> dict[str, str]:
