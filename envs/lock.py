@@ -26,7 +26,7 @@ def main() -> None:
     write("requirements.lock", "requirements.in", [block for block in blocks if not CUDA.match(block)])
     write("torch-cuda.lock", "requirements.in", [block for block in blocks if CUDA.match(block)])
     write("build.lock", "requirements.in", [block for block in blocks if name_of(block) in BUILDERS])
-    cpu = [block for block in parts((HERE / "torch-cpu.lock").read_text()) if name_of(block) == "torch"]
+    cpu = [block for block in parts((HERE / "torch-cpu.lock").read_text(encoding="utf-8")) if name_of(block) == "torch"]
     write("torch-cpu.lock", "requirements.in", cpu + [block for block in blocks if name_of(block) == "torchvision"])
     # Installed on top of the environment, so that it never holds another version of a package that is there.
     for extra in EXTRAS:
@@ -40,7 +40,7 @@ def pins(source: str, *flags: str | Path) -> list[str]:
     command = "uv pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes"
     command += " --no-header --no-annotate --no-emit-index-url --no-build-isolation --quiet"
     run = [sys.executable, "-m", *command.split(), "--python", sys.executable, HERE / source, *flags]
-    return parts(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    return parts(subprocess.run(run, check=True, capture_output=True, encoding="utf-8").stdout)
 
 
 def parts(lines: str) -> list[str]:
@@ -54,8 +54,8 @@ def name_of(block: str) -> str:
 
 def write(name: str, source: str, blocks: list[str]) -> None:
     """Write packages with the options of their source on what may be built."""
-    options = re.findall(r"^--.*\n", (HERE / source).read_text(), re.MULTILINE)
-    (HERE / name).write_text("".join(options + blocks))
+    options = re.findall(r"^--.*\n", (HERE / source).read_text(encoding="utf-8"), re.MULTILINE)
+    (HERE / name).write_text("".join(options + blocks), encoding="utf-8")
 
 
 if __name__ == "__main__":

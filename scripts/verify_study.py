@@ -10,7 +10,7 @@ from saeflow.rule import run
 def main(*, manifest: Path, verdict: Path, cfg: dict) -> None:
     ours = reproduce.read_manifest(manifest)
     if cfg["reference"] is None:
-        verdict.write_text(f"{len(ours)} digests in {manifest.name}; no reference to compare with\n")
+        verdict.write_text(f"{len(ours)} digests in {manifest.name}; no reference to compare with\n", encoding="utf-8")
         return
     reference = Path(cfg["reference"])
     if reference.is_dir():

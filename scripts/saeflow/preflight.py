@@ -213,7 +213,7 @@ def _models_and_wordnet(here: Preflight) -> Iterator[str]:
     given = json.dumps(request)
     try:
         run = subprocess.run(
-            command, input=given, env=environment, capture_output=True, text=True, timeout=_LONGEST_S, check=True
+            command, input=given, env=environment, capture_output=True, encoding="utf-8", timeout=_LONGEST_S, check=True
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         said = str(error.stderr or error).strip().splitlines()[-1]
@@ -243,7 +243,9 @@ def _request(here: Preflight) -> tuple[dict[str, Any], list[Any]]:
         folder = Path(model.folder or f"data/language_models/{language_files.snapshot_name(model.id, model.revision)}")
         if not (folder / "config.json").is_file():
             continue
-        if model.trust_remote_code and "auto_map" in (folder / "config.json").read_text(errors="replace"):
+        if model.trust_remote_code and "auto_map" in (folder / "config.json").read_text(
+            encoding="utf-8", errors="replace"
+        ):
             here.notes.append(f"language.models.{name}: its own Python code is run by jobs alone, which look at it")
             continue
         asked = dict(item for of_asker in asked_of_model(study, name).values() for item in of_asker.items())

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
-ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""What a job's process must find when it starts: without it the sums of cuBLAS depend on the stream."""
+ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUTF8": "1"}
+"""What a job's process must find when it starts: without it the sums of cuBLAS depend on the stream, and what libraries
+read and write depends on the locale."""
 
 
 def child_seed(root: int, *names: object) -> int:
@@ -37,7 +38,7 @@ def digest_of(content: Any) -> str:
 
 def write_json(path: Path | str, content: Any) -> None:
     """Write JSON with sorted keys, so that equal content is equal bytes; NaN and infinity are refused."""
-    Path(path).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    Path(path).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_arrays(path: Path | str, arrays: Mapping[str, Any]) -> None:

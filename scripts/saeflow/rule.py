@@ -106,7 +106,7 @@ class _Formatter(logging.Formatter):
 def _open_log(path: Path) -> None:
     # A log that the full disk does not take must not hide the message that says so.
     logging.raiseExceptions = False
-    handler = logging.FileHandler(path, mode="w")
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(_Formatter(_LOG_FORMAT))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)

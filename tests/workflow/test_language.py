@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import tiny_models
 import yaml
-from conftest import ROOT, Project, copy_project
+from conftest import ASCII, ROOT, Project, copy_project
 from neuronpedia_server import Neuronpedia
 
 from saeflow.activations import ActivationStore
@@ -166,7 +166,7 @@ def in_shards(study: dict) -> None:
 def test_a_second_build_elsewhere_in_several_jobs_has_the_same_bytes(language, tmp_path):
     other = Project(language.root, tmp_path / "work")
     other.work.mkdir()
-    other.snakemake(study=changed(language, tmp_path, in_shards))
+    other.snakemake(study=changed(language, tmp_path, in_shards), environment=ASCII)
     logs = results(other) / "logs"
     assert len(list((logs / "capture_language_activations").glob("*.log"))) == 3
     assert len(list((logs / "train_language_saes").rglob("*.log"))) == 2 * len(HOOKS)

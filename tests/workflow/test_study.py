@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import Project
+from conftest import ASCII, Project
 
 SAE_STAGE = {"train_saes", "evaluate_saes", "analyze_features"}
 REPORTED = {"write_report", "write_manifest", "write_site_run", "verify"}
@@ -93,7 +93,7 @@ def test_a_built_study_has_nothing_left_to_do(built):
 
 def test_a_second_build_elsewhere_has_the_same_bytes(built, tmp_path):
     other = Project(built.root, tmp_path)
-    other.snakemake()
+    other.snakemake(environment=ASCII)
     assert other.manifest() == built.manifest()
 
 

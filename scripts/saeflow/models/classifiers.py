@@ -235,7 +235,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     sidecar = path.with_suffix(".json")
     try:
-        description = json.loads(sidecar.read_text())
+        description = json.loads(sidecar.read_text(encoding="utf-8"))
         missing = [name for name in (*_BUILD, "layers") if name not in description]
     except (OSError, ValueError, TypeError) as error:
         raise ClassifierError(f"{sidecar}: no description of a classifier: {error}") from None
