@@ -75,7 +75,8 @@ def test_geometry_is_the_same_bytes_again(measured):
     assert manifest(folder, [folder]) == before
 
 
-def test_the_study_at_full_scale_is_planned(measured):
+def test_the_study_at_full_scale_is_planned(measured, data_dir, monkeypatch):
+    monkeypatch.setenv("NLTK_DATA", str(data_dir / "nltk_data"))
     project, _ = measured
     planned = project.planned("geometry", study="gemma-2b-geometry")
     assert {"download_language_model", "measure_geometry", "train_hierarchical_saes", "intervene"} <= set(planned)
