@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 # A study given by --configfile stands alone: Snakemake would merge it into the default study, SAEs and all.
-if "study" not in config:
+if not workflow.configfiles and "study" not in config:
 
     configfile: f"{workflow.basedir}/config/config.yaml"
 
@@ -21,8 +21,10 @@ containerized: "containers/saeflow.sif"
 
 # The limit of jobs per second has the scheduler look at every input of every ready job once a second more for each job
 # that ended: in a study of a hundred jobs that takes a core.
+# Whether an endpoint may be asked is known before the first job; a dry run, or a report, asks none.
 onstart:
     workflow.scheduler.job_rate_limiter = None
+    check_endpoint()
 
 
 include: "workflow/rules/datasets.smk"

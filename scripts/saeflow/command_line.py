@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 
 from saeflow import __version__
-from saeflow.catalog.terminal import escaped, printable
+from saeflow.terminal import escaped, printable
 
 Arguments = argparse.Namespace
 _WIDTH = 160  # of what is piped into a file or another program
@@ -45,11 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saeflow.catalog.queries import UnknownError
     from saeflow.catalog.runs import RunError
     from saeflow.publish.upload import UploadError
+    from saeflow.redaction import redact
 
     try:
         return arguments.command(arguments) or 0
     except (CatalogError, RunError, UnknownError, UploadError, FileNotFoundError, ValueError) as error:
-        _console(stderr=True).print(f"saeflow: {printable(str(error), lines=True)}", style="red", markup=False)
+        said = printable(redact(str(error), getattr(arguments, "catalog", None) or ""), lines=True)
+        _console(stderr=True).print(f"saeflow: {said}", style="red", markup=False)
         return 1
     except BrokenPipeError:  # `saeflow ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,17 +1,19 @@
 """The typed study: one YAML file, read into frozen sections that refuse unknown and contradictory keys.
 
 Nothing heavier than pydantic is imported here: the Snakefile reads this module at every start.
+
+`python -m saeflow.config STUDY` prints the name of a study that can be run, or what is wrong with it.
 """
 
-import difflib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from saeflow import config_checks, strict_yaml
 from saeflow.config_geometry import Geometry
 from saeflow.config_images import (
     ARCHITECTURES,
@@ -28,6 +30,7 @@ from saeflow.config_images import (
 from saeflow.config_injection import METHODS, SAE_METHODS, ConceptSpaces, Distillation, Injection
 from saeflow.config_inversion import Inversion
 from saeflow.config_language import Language
+from saeflow.config_messages import explain, limited, shown
 from saeflow.config_saes import (
     VARIANTS,
     BatchTopK,
@@ -53,8 +56,11 @@ from saeflow.config_sections import (
     Seed,
     Seeds,
     Share,
+    whole,
 )
+from saeflow.config_size import check_size
 from saeflow.redaction import has_password, is_secret_name
+from saeflow.strict_yaml import DEEPEST
 
 # Sections of modules beside this one, under the one name that the library knows them by.
 __all__ = [
@@ -103,7 +109,9 @@ class Compute(Section):
     """Where the study runs. Part of the study, because the thread count changes the last bits of a result."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device of every training and analysis job.")
-    threads: PositiveInt = Field(1, description="CPU threads of one job. More jobs at a time beat more threads a job.")
+    threads: whole(1, 1024) = Field(
+        1, description="CPU threads of one job. More jobs at a time beat more threads a job."
+    )
     matmul_precision: Literal["float32", "tf32"] = Field(
         "float32",
         description="How a GPU multiplies float32 matrices: in `float32`, or in `tf32`, which is faster and rounds "
@@ -120,8 +128,8 @@ class Compute(Section):
 class Tolerances(Section):
     """How far tables built on another class of machine may be from ours."""
 
-    rtol: NonNegativeFloat = Field(1e-3, description="Relative tolerance of a number in a table.")
-    atol: NonNegativeFloat = Field(1e-6, description="Absolute tolerance of a number in a table.")
+    rtol: Share = Field(1e-3, description="Relative tolerance of a number in a table.")
+    atol: Share = Field(1e-6, description="Absolute tolerance of a number in a table.")
 
 
 class Study(Section):
@@ -180,12 +188,6 @@ class Study(Section):
                     f"classifiers.roles.{name}.seeds: a captured role takes classifiers.seeds; drop the key, or leave "
                     f"'{name}' out of activations.roles"
                 )
-        for key, saes in (("saes", self.saes), ("language.saes", self.language and self.language.saes)):
-            if saes and saes.training.precision == "bfloat16" and self.compute.device == "cuda":
-                raise ValueError(
-                    f"{key}.training.precision: 'bfloat16' is for a CPU, but compute.device is 'cuda'; drop it, and "
-                    "set compute.matmul_precision to 'tf32'"
-                )
         if self.injection:
             _check_injection(self.injection, self)
         if self.geometry:
@@ -202,6 +204,11 @@ class Study(Section):
                 raise ValueError(
                     f"features.cards.seeds: {seed} is not in classifiers.seeds {list(self.classifiers.seeds)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_planned(self) -> Self:
+        check_size(self)
         return self
 
 
@@ -269,22 +276,68 @@ def parse(config: Mapping[str, Any]) -> Study:
         ConfigError: a line per mistake, each naming the key, its value and what would be right.
     """
     if secrets := list(_secrets(config, "")):
-        raise ConfigError("\n".join(secrets))
+        raise ConfigError(limited(secrets))
     try:
-        return Study.model_validate(config)
+        study = Study.model_validate(config)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError(explain(error, Study)) from None
+    if problems := config_checks.problems(study):
+        raise ConfigError("\n".join(problems))
+    return study
 
 
 def load(path: Path | str) -> Study:
-    """Study of a YAML file; raises ConfigError as `parse` does."""
-    with open(path) as file:
-        return parse(yaml.safe_load(file) or {})
+    """Study of a YAML file; raises ConfigError as `parse` does, and where the file cannot be read."""
+    return parse(read(path))
+
+
+def read(*paths: Path | str, over: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What files say, and `over` them the command line: sections are merged, and of two values the last counts.
+
+    Raises:
+        ConfigError: a file that is no YAML, holds no keys, or has one twice.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = strict_yaml.read(path)
+        except strict_yaml.YAMLFileError as error:
+            raise ConfigError(str(error)) from None
+        if content is None:
+            raise ConfigError(f"{path}: is empty; a study has at least `study: <name>`")
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{path}: holds {shown(content)}; a study is made of keys, as `study: <name>`")
+        merged = _merged(merged, content)
+    return _merged(
+        merged, {key: _typed(value) if isinstance(value, dict | list) else value for key, value in over.items()}
+    )
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _typed(value: Any) -> Any:
+    """Content of `--config`, in which Snakemake leaves all that stands in brackets text."""
+    if isinstance(value, Mapping):
+        return {key: _typed(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_typed(inner) for inner in value]
+    try:
+        return strict_yaml.scalar(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ConfigError(f"--config: {error}") from None
 
 
 def _secrets(value: Any, key: str) -> Iterator[str]:
     """A line for each secret of a study, which is published with its results; none shows the secret."""
-    if isinstance(value, Mapping):
+    if key.count(".") > DEEPEST:
+        yield f"{key[:80]}…: more than {DEEPEST} lists and sections inside of one another"
+    elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _secrets(inner, f"{key}.{name}".lstrip("."))
     elif is_secret_name(key.rpartition(".")[2]):
@@ -296,48 +349,14 @@ def _secrets(value: Any, key: str) -> Iterator[str]:
         yield f"{key}: a URL with a password has no place in a study; keep the URL in an environment variable"
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    """One mistake in words."""
-    section, keys = _locate(problem["loc"])
-    name, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
-    match problem["type"]:
-        case "extra_forbidden":
-            close = difflib.get_close_matches(keys[-1], section.model_fields, n=1)
-            known = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(section.model_fields)}"
-            return f"{name}: {problem['input']!r} under an unknown key; {known}"
-        case "missing":
-            return f"{name}: missing, and it has no default"
-        case "union_tag_invalid" | "union_tag_not_found":
-            found = problem["input"].get("architecture")
-            return f"{name}.architecture: {found!r} is none of {', '.join(VARIANTS)}"
-        case "value_error":
-            return f"{name}.{message}" if name else message
-    return f"{name}: {problem['input']!r} is not right: {message[0].lower()}{message[1:]}"
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m saeflow.config STUDY")
+    try:
+        sys.stdout.write(load(sys.argv[1]).study + "\n")
+    except ConfigError as error:
+        sys.exit(f"The study cannot be run as it is written:\n{error}")
 
 
-def _locate(location: tuple[str | int, ...]) -> tuple[type[Section], list[str]]:
-    """The section that a mistake's last key stands in, and its keys as the file has them."""
-    section: type[Section] = Study
-    keys: list[str] = []
-    here: Any = Study
-    for step in location:
-        here = _section_of(here)
-        section = here if isinstance(here, type) and issubclass(here, Section) else section
-        if keys and keys[-2:-1] == ["variants"] and step in VARIANTS:
-            here = VARIANTS[step]  # pydantic puts a union's tag into the path; the file has no such key
-            continue
-        keys.append(str(step))
-        field = section.model_fields.get(step) if here is section else None
-        inside = [argument for argument in get_args(here) if argument is not ...]
-        here = field.annotation if field else (inside or [None])[-1]
-    return section, keys
-
-
-def _section_of(annotation: Any) -> Any:
-    """The section in a union or behind annotations; what has none, or several, stays as it is."""
-    if hasattr(annotation, "__metadata__"):
-        return _section_of(get_args(annotation)[0])
-    if get_origin(annotation) in (UnionType, Union):
-        inside = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)]
-        return inside[0] if len(inside) == 1 else annotation
-    return annotation
+if __name__ == "__main__":
+    main()

@@ -6,11 +6,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from saeflow.config import VARIANTS, Section, SparseAutoencoder, Study
+from saeflow.config_messages import right
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "study.schema.json"
@@ -18,9 +19,13 @@ PAGE = ROOT / "config" / "README.md"
 
 _HEAD = """# The study file
 
-One study is one YAML file; every key, its meaning, unit and default. Unknown or contradictory keys are refused before
-any job starts, with the key, its value and what would be right. `config.yaml` is the default
-study, `studies/` holds more.
+One study is one YAML file; every key, its meaning, unit and default. Unknown, repeated or contradictory keys are
+refused before any job starts, with the key, its value and what would be right. `config.yaml` is the default study,
+`studies/` holds more.
+
+The file is text in UTF-8. A number may be written `1000`, `1_000` or `1e3`, not `010`. True and false may also be
+written `yes`, `no`, `on` and `off`: put a name such as `no` in quotes. A day needs none. Anchors (`&name`, `*name`) and
+`<<` work.
 
 ```sh
 snakemake --cores 2 --configfile config/studies/mnist.yaml
@@ -73,26 +78,17 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 def _table(title: str, section: type[Section], level: int = 2) -> str:
     rows = [
-        f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description} |"
+        f"| `{name}` | {_type(field)} | {_default(field)} | {field.description} |"
         for name, field in section.model_fields.items()
     ]
     head = ["", f"{'#' * level} {title}", "", section.__doc__.strip(), ""]
     return "\n".join([*head, "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
 
 
-def _type(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if _section_in(annotation):
-        return "map of sections" if origin is dict else "section"
-    if origin is tuple:
-        return f"list of {_type(arguments[0])}"
-    if type(None) in arguments:
-        return " or ".join(_type(a) if a is not type(None) else "null" for a in arguments)
-    if arguments:  # Annotated, or a union
-        return _type(arguments[0])
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
+def _type(field: FieldInfo) -> str:
+    if _section_in(field.annotation) and get_origin(field.annotation) is not tuple:
+        return "map of sections" if get_origin(field.annotation) is dict else "section"
+    return right(field.annotation, field.metadata)
 
 
 def _default(field: FieldInfo) -> str:
@@ -105,8 +101,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    SCHEMA.write_text(schema())
-    PAGE.write_text(page())
+    SCHEMA.write_text(schema(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

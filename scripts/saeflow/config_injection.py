@@ -1,12 +1,25 @@
 """The section of concept injection: whose concept goes where, by which methods."""
 
 import difflib
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from saeflow.config_saes import Training
-from saeflow.config_sections import Architecture, Name, Section, each_once
+from saeflow.config_sections import (
+    Architecture,
+    Count,
+    CountOrNone,
+    Each,
+    Label,
+    LabelAsKey,
+    Name,
+    Part,
+    Rows,
+    Section,
+    Steps,
+    Width,
+)
 
 METHODS: dict[str, str] = {
     "references": "references",
@@ -53,28 +66,38 @@ SAE_METHODS = {
 class ConceptSpaces(Section):
     """The sparse autoencoders whose latents the SAE methods read concepts from; one per network."""
 
-    d_sae: PositiveInt = Field(128, description="Number of latents.")
-    k: PositiveInt = Field(8, description="Active latents per activation vector, on average over a batch.")
+    d_sae: Width = Field(128, description="Number of latents.")
+    k: Width = Field(8, description="Active latents per activation vector, on average over a batch.")
     training: Training = Field(
         Training(steps=500, batch_size=128, learning_rate=3e-3, warmup_steps=50, sparsity_warmup_steps=0),
         description="Optimisation.",
     )
-    sizes: tuple[PositiveInt, ...] = Field((32, 64, 128, 256), description="`d_sae` of the sweep of dimensions.")
-    sparsities: tuple[PositiveInt, ...] = Field((2, 4, 8, 16, 32), description="`k` of the sweep of sparsities.")
-    sweep_architectures: NonNegativeInt = Field(
+    sizes: Each[Width] = Field((32, 64, 128, 256), description="`d_sae` of the sweep of dimensions.")
+    sparsities: Each[Width] = Field((2, 4, 8, 16, 32), description="`k` of the sweep of sparsities.")
+    sweep_architectures: CountOrNone = Field(
         2, description="Both sweeps run among the first so many of the study's architectures."
     )
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if self.k > self.d_sae:
+            raise ValueError(f"k: {self.k} exceeds d_sae {self.d_sae}")
+        if self.sweep_architectures and min(self.sizes, default=self.k) < self.k:
+            raise ValueError(f"sizes: {min(self.sizes)} is below k {self.k}; sweep sizes of {self.k} and more")
+        if self.sweep_architectures and max(self.sparsities, default=1) > self.d_sae:
+            raise ValueError(f"sparsities: {max(self.sparsities)} exceeds d_sae {self.d_sae}")
+        return self
 
 
 class Distillation(Section):
     """The head of `fragment_distillation`."""
 
-    hidden: PositiveInt = Field(256, description="Units of the head.")
-    steps: PositiveInt = Field(420, description="Steps of optimisation.")
-    batch_size: PositiveInt = Field(256, description="Images per step.")
-    fragments: PositiveInt = Field(48_000, description="Synthetic images: warped parts of the target's own classes.")
-    own_images: PositiveInt = Field(6000, description="Images of the target's own classes, at most.")
-    own_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="Their share of each batch.")
+    hidden: Width = Field(256, description="Units of the head.")
+    steps: Steps = Field(420, description="Steps of optimisation.")
+    batch_size: Rows = Field(256, description="Images per step.")
+    fragments: Count = Field(48_000, description="Synthetic images: warped parts of the target's own classes.")
+    own_images: Count = Field(6000, description="Images of the target's own classes, at most.")
+    own_share: Part = Field(0.25, description="Their share of each batch.")
 
 
 class Injection(Section):
@@ -85,31 +108,29 @@ class Injection(Section):
     blind: Name | None = Field(
         "blind", description="Role like `source` but without the concept, for a control; null leaves the control out."
     )
-    concept: NonNegativeInt = Field(description="Class that is injected: one of the source's, none of the target's.")
-    lookalike: NonNegativeInt = Field(
+    concept: Label = Field(description="Class that is injected: one of the source's, none of the target's.")
+    lookalike: Label = Field(
         description="Class on which specificity is measured: one of the source's, none of the target's."
     )
-    sequence: dict[NonNegativeInt, Name] = Field(
+    sequence: dict[LabelAsKey, Name] = Field(
         {},
         description="What continual injection adds after the concept: classes in this order, each with the role of the "
         "networks that know it.",
     )
-    pairs: tuple[tuple[Architecture, Architecture], ...] | None = Field(
+    pairs: Each[tuple[Architecture, Architecture]] | None = Field(
         None, min_length=1, description="[source, target] architectures; all ordered pairs if not given."
     )
-    methods: Annotated[tuple[str, ...], AfterValidator(each_once)] = Field(
-        tuple(METHODS), min_length=1, description="Methods, by name."
-    )
-    preservation: Annotated[float, Field(gt=0, lt=1)] = Field(
+    methods: Each[Name] = Field(tuple(METHODS), min_length=1, description="Methods, by name.")
+    preservation: Part = Field(
         0.985,
         description="Share of the calibration images of the target's own classes that an injected network does not "
         "answer with the concept; fixes the shift of the concept's logit.",
     )
-    synthetic_images: PositiveInt = Field(12_000, description="Doodles, for the methods that use synthetic inputs.")
-    few_shots: tuple[PositiveInt, ...] = Field((1, 5, 20, 100), description="Labelled images of the few-shot rows.")
+    synthetic_images: Count = Field(12_000, description="Doodles, for the methods that use synthetic inputs.")
+    few_shots: Each[Count] = Field((1, 5, 20, 100), description="Labelled images of the few-shot rows.")
     concept_spaces: ConceptSpaces = Field(ConceptSpaces(), description="SAEs of the SAE methods.")
     distillation: Distillation = Field(Distillation(), description="The new method's head.")
-    bootstrap: PositiveInt = Field(1000, description="Resamples of seeds and images behind a confidence interval.")
+    bootstrap: Count = Field(1000, description="Resamples of seeds and images behind a confidence interval.")
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Self:

@@ -1,10 +1,24 @@
 """The section of inverse embeddings: which features are asked about, how inputs are searched for and explained."""
 
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from saeflow.config_sections import Line, Section, Share
+from saeflow.config_sections import (
+    Count,
+    CountOrNone,
+    Dose,
+    Line,
+    Rows,
+    Section,
+    Share,
+    Steps,
+    Switch,
+    Tokens,
+    whole,
+    written,
+)
+from saeflow.endpoints import URL, VARIABLE
 
 WINDOWS_SCORED = 8
 """Windows of the data, per feature and length of a text, that a search scores before it starts."""
@@ -13,14 +27,14 @@ WINDOWS_SCORED = 8
 class Hardware(Section):
     """How much goes through the model at once; device and threads are those of `compute`."""
 
-    batch_size: PositiveInt = Field(256, description="Prompts per forward pass; a quarter of it per backward pass.")
+    batch_size: Rows = Field(256, description="Prompts per forward pass; a quarter of it per backward pass.")
 
 
 class Collection(Section):
     """Which features are worth asking about."""
 
-    prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt: a piece of a document inside a context.")
-    most_prompts: PositiveInt = Field(2048, description="Prompts by which features are clustered, about.")
+    prompt_tokens: Count = Field(32, description="Tokens of a prompt: a piece of a document inside a context.")
+    most_prompts: Count = Field(2048, description="Prompts by which features are clustered, about.")
     entropy: tuple[Share, Share] = Field(
         (0.2, 0.9), description="Least and greatest entropy of a feature over prompts, by the log of their number."
     )
@@ -44,35 +58,35 @@ class Clustering(Section):
     by: Literal["activity", "decoder"] = Field(
         "activity", description="What chosen features stand for: clusters of prompts they share, or of decoder rows."
     )
-    components: PositiveInt = Field(32, description="Principal components, at most.")
-    min_size: Annotated[int, Field(ge=2)] = Field(5, description="Fewest features of a cluster.")
-    neighbours: PositiveInt = Field(5, description="Of UMAP, and of the curve that DBSCAN's eps is read from.")
-    seeds: NonNegativeInt = Field(5, description="Draws of half of the data, over which stability is measured.")
-    features: PositiveInt = Field(20, description="Features that are chosen.")
+    components: Count = Field(32, description="Principal components, at most.")
+    min_size: whole(2, 1_000_000) = Field(5, description="Fewest features of a cluster.")
+    neighbours: Count = Field(5, description="Of UMAP, and of the curve that DBSCAN's eps is read from.")
+    seeds: CountOrNone = Field(5, description="Draws of half of the data, over which stability is measured.")
+    features: Count = Field(20, description="Features that are chosen.")
 
 
 class Optimization(Section):
     """How inputs are searched for."""
 
-    length: PositiveInt = Field(
+    length: Count = Field(
         16, description="Tokens of a found text, at most: fewer for features that fire at the start of a text alone."
     )
-    position: Literal["last", "any"] | NonNegativeInt = Field(
+    position: Literal["last", "any"] | CountOrNone = Field(
         "last", description="Where the feature is to fire: last token, any, or a place counted from 0."
     )
-    restarts: PositiveInt = Field(8, description="Starts per feature, half from the best windows of the text.")
-    evaluations: PositiveInt = Field(
+    restarts: Count = Field(8, description="Starts per feature, half from the best windows of the text.")
+    evaluations: Steps = Field(
         10_000, description="Forward passes per feature and method, at most; a backward pass counts as two."
     )
-    width: PositiveInt = Field(16, description="Candidates per iteration of a restart of GCG or a member of EPO.")
-    top_k: PositiveInt = Field(128, description="Tokens per place that a gradient proposes.")
-    population: PositiveInt = Field(8, description="Members of EPO's population, each with its weight of fluency.")
+    width: Count = Field(16, description="Candidates per iteration of a restart of GCG or a member of EPO.")
+    top_k: Count = Field(128, description="Tokens per place that a gradient proposes.")
+    population: Count = Field(8, description="Members of EPO's population, each with its weight of fluency.")
     epo_start: Literal["dataset", "gcg"] = Field(
         "gcg",
         description="What EPO starts from; from GCG's texts it cannot end below them, and what GCG spent is added.",
     )
-    soft_steps: PositiveInt = Field(50, description="Steps of soft prompts, at most.")
-    soft_rate: PositiveFloat = Field(0.1, description="Length of such a step, in mean norms of an embedding.")
+    soft_steps: Steps = Field(50, description="Steps of soft prompts, at most.")
+    soft_rate: Dose = Field(0.1, description="Length of such a step, in mean norms of an embedding.")
     soft_constraint: Literal["norm", "distribution", "simplex"] = Field(
         "norm", description="What soft prompts stay inside of: the longest embedding, the spread of all, their hull."
     )
@@ -98,38 +112,46 @@ class Optimization(Section):
 class Explainer(Section):
     """A language model that explains, behind an OpenAI-compatible endpoint. It makes results depend on a service."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s{}<>]+$", max_length=1024)] = Field(
-        description="Up to and without `/chat/completions`; https, or http on the same machine."
+    url: written("an address that starts with https:// or http://, without a user", URL, 1024) = Field(
+        description="Up to and without `/chat/completions`; https, or http on the same machine. Asked only if the "
+        f"environment variable {VARIABLE} allows its host."
     )
     model: Line = Field(description="Name of the model there.")
-    key_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(
-        None, description="Environment variable that holds the key; none is sent without it."
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_no_key(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "key_variable" in value:
+            raise ValueError(
+                f"key_variable: no file says which key is sent; drop it, and set {VARIABLE}=https://host=NAME in your "
+                "environment"
+            )
+        return value
 
 
 class Explanation(Section):
     """How features are explained, and explanations tested."""
 
-    most_tokens: PositiveInt = Field(100, description="Tokens that a rule names at each of its four places, at most.")
-    most_text: PositiveInt = Field(500_000, description="Tokens of training text that rules are made from, at most.")
-    window: Annotated[int, Field(ge=2)] = Field(32, description="Tokens of a window of a test.")
-    examples: Annotated[int, Field(ge=2)] = Field(50, description="Windows that fire, and as many that do not.")
-    quantiles: PositiveInt = Field(10, description="Quantiles of activation that windows come from evenly.")
+    most_tokens: Count = Field(100, description="Tokens that a rule names at each of its four places, at most.")
+    most_text: Tokens = Field(500_000, description="Tokens of training text that rules are made from, at most.")
+    window: whole(2, 2**20) = Field(32, description="Tokens of a window of a test.")
+    examples: whole(2, 1_000_000) = Field(50, description="Windows that fire, and as many that do not.")
+    quantiles: Count = Field(10, description="Quantiles of activation that windows come from evenly.")
     endpoint: Explainer | None = Field(None, description="A language model beside the rule; none if not given.")
 
 
 class Output(Section):
     """What is drawn."""
 
-    interactive_map: bool = Field(True, description="A page with the map of features, which shows each on hover.")
+    interactive_map: Switch = Field(True, description="A page with the map of features, which shows each on hover.")
 
 
 class Pipeline(Section):
     """Which stages run; clusters always do, since they choose the features."""
 
-    optimize: bool = Field(True, description="Search for inputs.")
-    explain: bool = Field(True, description="Explain and test.")
-    visualize: bool = Field(True, description="Draw.")
+    optimize: Switch = Field(True, description="Search for inputs.")
+    explain: Switch = Field(True, description="Explain and test.")
+    visualize: Switch = Field(True, description="Draw.")
 
 
 class Inversion(Section):

@@ -2,21 +2,39 @@
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from saeflow.config_sections import Name, Section, Seeds, Share
+from saeflow.config_sections import (
+    Count,
+    Each,
+    Jobs,
+    Named,
+    PositiveWeight,
+    Rate,
+    Rows,
+    Section,
+    Seeds,
+    Share,
+    ShareBelowOne,
+    Steps,
+    StepsOrNone,
+    Switch,
+    Tokens,
+    Weight,
+    Width,
+)
 
 
 class SparseAutoencoder(Section):
     """What all SAE variants share."""
 
-    d_sae: PositiveInt = Field(description="Number of latents.")
+    d_sae: Width = Field(description="Number of latents.")
     dead_latents: Literal["auxk", "resample", "none"] = Field(
         "auxk",
         description="Revival of latents that stopped firing: an auxiliary loss on them, re-initialisation, or nothing.",
     )
-    auxk_coefficient: NonNegativeFloat = Field(1 / 32, description="Weight of the AuxK loss (`dead_latents: auxk`).")
-    splice_kl: NonNegativeFloat = Field(
+    auxk_coefficient: Weight = Field(1 / 32, description="Weight of the AuxK loss (`dead_latents: auxk`).")
+    splice_kl: Weight = Field(
         0, description="Weight of the KL divergence between the model's output and its output with x_hat spliced in."
     )
 
@@ -24,7 +42,7 @@ class SparseAutoencoder(Section):
 class Sparse(SparseAutoencoder):
     """An SAE whose sparsity comes from k."""
 
-    k: PositiveInt = Field(description="Active latents per activation vector (BatchTopK: on average over a batch).")
+    k: Width = Field(description="Active latents per activation vector (BatchTopK: on average over a batch).")
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
@@ -36,8 +54,8 @@ class Sparse(SparseAutoencoder):
 class Penalised(SparseAutoencoder):
     """An SAE whose sparsity comes from a penalty: given, or calibrated to a target L0."""
 
-    penalty: PositiveFloat | None = Field(None, description="Weight of the sparsity loss. Give this or `target_l0`.")
-    target_l0: PositiveFloat | None = Field(
+    penalty: PositiveWeight | None = Field(None, description="Weight of the sparsity loss. Give this or `target_l0`.")
+    target_l0: PositiveWeight | None = Field(
         None, description="Mean active latents per activation vector that the penalty is calibrated to."
     )
 
@@ -66,7 +84,7 @@ class JumpReLU(Penalised):
     """JumpReLU with an L0 penalty."""
 
     architecture: Literal["jumprelu"] = Field(description="Selects this variant.")
-    bandwidth: PositiveFloat = Field(
+    bandwidth: PositiveWeight = Field(
         0.5,
         description="Width of the straight-through window around a threshold, in units of the normalised activations.",
     )
@@ -88,7 +106,7 @@ class MatryoshkaBatchTopK(Sparse):
     """BatchTopK trained on nested prefixes of the latents."""
 
     architecture: Literal["matryoshka"] = Field(description="Selects this variant.")
-    prefixes: tuple[PositiveInt, ...] = Field(
+    prefixes: Each[Width] = Field(
         min_length=1, description="Sizes of the nested dictionaries, ascending; the last one is d_sae."
     )
 
@@ -111,9 +129,9 @@ LARGE = 8192
 class Training(Section):
     """How every SAE is trained."""
 
-    steps: PositiveInt = Field(3000, description="Optimiser steps.")
-    batch_size: PositiveInt = Field(256, description="Activation vectors per step.")
-    accumulate: PositiveInt = Field(
+    steps: Steps = Field(3000, description="Optimiser steps.")
+    batch_size: Rows = Field(256, description="Activation vectors per step.")
+    accumulate: Count = Field(
         1,
         description="Equal parts of a batch whose gradients are worked out one after another and averaged: less memory "
         "where SAEs are stacked (the preactivations of a single one never exist whole). BatchTopK picks its latents "
@@ -125,36 +143,34 @@ class Training(Section):
         "`bfloat16` and sums in float32, which needs a processor with AMX. Weights, moments and the choice "
         "of latents stay in float32. For a GPU see `compute.matmul_precision`.",
     )
-    learning_rate: PositiveFloat = Field(1e-3, description="Peak step size of Adam.")
+    learning_rate: Rate = Field(1e-3, description="Peak step size of Adam.")
     second_moment: Literal["auto", "element", "latent"] = Field(
         "auto",
         description="What Adam keeps one for: each `element` of a matrix, or each `latent`'s row of it, in half the "
         f"memory. `auto` is `latent` for SAEs of {LARGE:,} latents or more whose sparsity is a number k, which are as "
         "good, else `element`.",
     )
-    warmup_steps: NonNegativeInt = Field(100, description="Steps of linear rise of the step size.")
+    warmup_steps: StepsOrNone = Field(100, description="Steps of linear rise of the step size.")
     decay_share: Share = Field(
         0.2, description="Last share of the steps, over which the step size falls linearly to 0."
     )
-    sparsity_warmup_steps: NonNegativeInt = Field(
-        500, description="Steps over which the sparsity penalty rises from 0."
-    )
-    normalize: bool = Field(
+    sparsity_warmup_steps: StepsOrNone = Field(500, description="Steps over which the sparsity penalty rises from 0.")
+    normalize: Switch = Field(
         True, description="Centre the activations and scale them to mean squared norm d_in; folded into the saved SAE."
     )
     init: Literal["random", "data"] = Field(
         "random", description="Decoder rows at the start: random directions, or centred activation vectors."
     )
-    calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+    calibration_share: ShareBelowOne = Field(
         0.0,
         description="Share of the rows, the last ones of every chunk of the store, that no SAE is trained on and on "
         "which thresholds and penalties are set to their L0; 0 sets them on rows that SAEs have seen. For stores in "
         "which neighbouring rows are of all kinds, as in text.",
     )
-    dead_after: PositiveInt = Field(
+    dead_after: Tokens = Field(
         25_000, description="Activation vectors without firing after which a latent counts as dead."
     )
-    checkpoint_steps: NonNegativeInt = Field(0, description="Steps between checkpoints; 0 writes none.")
+    checkpoint_steps: StepsOrNone = Field(0, description="Steps between checkpoints; 0 writes none.")
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
@@ -175,10 +191,10 @@ class Training(Section):
 class SAEs(Section):
     """The sparse autoencoders: every variant x seed on every store."""
 
-    variants: dict[Name, Variant] = Field({}, description="SAEs by name; without any, none is trained.")
+    variants: Named[Variant] = Field({}, description="SAEs by name; without any, none is trained.")
     seeds: Seeds = Field((0,), min_length=1, description="SAE seeds per activation store.")
     training: Training = Field(Training(), description="Optimisation.")
-    shards: PositiveInt = Field(
+    shards: Jobs = Field(
         1,
         description="Jobs that train the SAEs of one set of stores, at most; those that are trained as one stack stay "
         "together. SAEs are the same for any number.",

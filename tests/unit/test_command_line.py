@@ -11,8 +11,8 @@ import pytest
 from language_features import write_study
 
 from saeflow.catalog import queries
-from saeflow.catalog.terminal import escaped
 from saeflow.command_line import main
+from saeflow.terminal import escaped
 
 RUN, OTHER = "tales/tiny/model.layers.1/topk_3x", "more/tiny/model.layers.1/jumprelu_3x"
 

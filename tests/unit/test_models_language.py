@@ -18,11 +18,13 @@ import torch
 import transformers
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from saeflow.activations import ActivationStore, Part, PartWriter
 from saeflow.config_language import EmbeddedModel, Hook
-from saeflow.datasets import contexts
+from saeflow.datasets import contexts, texts
 from saeflow.models import causality, hook_points, language, language_capture, language_files, language_training
 
 TEXTS = ["the cat sat on the mat .", "who saw the dog ? it ran , the dog ran on", "a dog saw a cat .", "it sat ."]
@@ -691,6 +693,85 @@ def test_tokens_are_shown_as_readers_see_them(tokens, data_dir):
     shown = pieces.strings(ids)
     assert shown[:4] == [" Once", " upon", " a", " dog"]
     assert all(shown)
+
+
+def byte_tokenizer(**names):
+    """Of byte pairs, with some marks of a chat; it can read everything."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(["the cat"], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    tokenizer.add_tokens(["<|user|>", "<|end|>"], special_tokens=True)
+    tokenizer.add_tokens(["<think>"])
+    return tokenizer
+
+
+def special_of(tokenizer, start=None):
+    return set(tokenizer.convert_ids_to_tokens(sorted(language.Tokens(tokenizer, start).special)))
+
+
+def test_special_are_named_tokens_and_marks_but_not_what_stands_for_text_that_cannot_be_read(tokens):
+    chat = {"<|user|>", "<|end|>"}
+    end = "<|endoftext|>"
+    assert special_of(byte_tokenizer(bos_token=end, eos_token=end, unk_token=end)) == chat | {end}
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    assert special_of(byte_tokenizer(**named)) == chat | set(named.values())
+    # Bytes stand for all that has no token, so that no text gives `<unk>` but its name.
+    assert special_of(byte_tokenizer(bos_token="<s>", unk_token="<unk>")) == chat | {"<s>", "<unk>"}
+    assert special_of(byte_tokenizer()) == chat
+    # A word that a vocabulary of words lacks is text all the same, unless its token has another role.
+    assert tokens.encode(["a zebra"]) == [[tokens.encode(["a"])[0][0], tokens.tokenizer.unk_token_id]]
+    assert tokens.special == {tokens.start}
+    assert tokens.no_words == {tokens.start, tokens.tokenizer.unk_token_id}
+    both = Tokenizer(models.WordLevel({"<e>": 0, "a": 1}, unk_token="<e>"))
+    both.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert special_of(PreTrainedTokenizerFast(tokenizer_object=both, unk_token="<e>", eos_token="<e>")) == {"<e>"}
+
+
+def test_special_tokens_that_a_text_spells_out_are_read_but_are_no_text():
+    tokenizer = byte_tokenizer(bos_token="<s>", eos_token="</s>")
+    tokens = language.Tokens(tokenizer, tokenizer.bos_token_id)
+    chat = "<|user|>the cat<|end|> at</s>the <think>hat<s>tac"
+    documents = [chat, f"<s>{chat}", "<s></s>", "</s><s>hat"] * 30
+    packed = list(contexts.pack(enumerate(documents), tokens.encode, start=tokens.start, context_size=8, n_tokens=None))
+    whole = contexts.Contexts.concatenate(packed)
+    special, spelt = np.isin(whole.tokens, list(tokens.special)), tokens.encode(documents)
+    assert np.array_equal(whole.position == contexts.NO_TEXT, special)
+    assert not special[whole.is_text].any()
+    assert np.isin(tokenizer.convert_tokens_to_ids("<think>"), whole.tokens[whole.is_text])
+    # All others keep their place in the document, counted with the special tokens that it spells out.
+    at = np.nonzero(~special)
+    for document, position, token in zip(whole.document[at], whole.position[at], whole.tokens[at], strict=True):
+        assert spelt[document][position] == token
+    # A document that begins with the start token gets no other.
+    assert not ((whole.tokens[:, 1:] == tokens.start) & (whole.tokens[:, :-1] == tokens.start)).any()
+
+
+def test_documents_of_special_tokens_alone_hold_no_text(tmp_path, llama, tokens):
+    documents = [(0, "<s> " * 40), (1, "the cat sat on the mat .")]
+    made = contexts.pack(documents, tokens.encode, start=tokens.start, context_size=4, n_tokens=6)
+    contexts.write(tmp_path / "t.parquet", made, context_size=4, start=tokens.start)
+    file = contexts.TokenFile.open(tmp_path / "t.parquet")
+    assert (file.text_tokens()[:10] == 0).all()
+    batches = list(file.batches(3))
+    assert not batches[0].is_text.any()
+    assert write_store(tmp_path / "s", llama, batches, {"x": Hook(module="model.layers.0")}) == file.text_tokens().sum()
+    stored = ActivationStore.open(tmp_path / "s" / "x").source()[:, -1].tolist()
+    assert set(stored) <= set(tokens.encode(["the cat sat on the mat ."])[0])
+    loss, n = language.loss_sum(llama, torch.from_numpy(batches[0].tokens), torch.from_numpy(batches[0].is_text))
+    assert (float(loss), n) == (0, 0)
+    with pytest.raises(texts.TextError, match="the 1 document of this split do not fill a context of 4 tokens with"):
+        list(contexts.pack(documents[:1], tokens.encode, start=tokens.start, context_size=4, n_tokens=None))
+
+
+def test_no_special_token_of_a_real_model_is_stored_though_the_text_spells_it_out(data_dir):
+    tokens = language.load_tokenizer(data_dir / "models/tinystories-llama-3m", tiny_models.SETTINGS)
+    story = "Tom had a <s>big</s> ball. <unk> He liked it."
+    packed = contexts.pack([(i, story) for i in range(40)], tokens.encode, start=1, context_size=32, n_tokens=None)
+    whole = contexts.Contexts.concatenate(packed)
+    assert {0, 1, 2} <= set(whole.tokens.ravel().tolist())
+    assert not {0, 1, 2} & set(whole.tokens[whole.is_text].tolist())
 
 
 def test_a_word_level_vocabulary_has_the_most_frequent_words():

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saeflow.catalog.contexts import text_of
-from saeflow.catalog.terminal import printable
+from saeflow.terminal import printable
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WARM = ("", "on #3a2a10", "on #5e3d0c", "on #8a5608", "on #b87105", "bold black on #f59f00")

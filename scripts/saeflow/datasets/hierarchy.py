@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
+from saeflow import strict_yaml
+from saeflow.datasets import text_files
+from saeflow.strict_yaml import shown
 
 
 class HierarchyError(ValueError):
@@ -39,11 +41,15 @@ class Hierarchy:
         """Read a YAML file: `parent: {child: {words: "a b c", says: [predicate, ...]}}`.
 
         Raises:
-            HierarchyError: another form, a word that is not one lower-case word, or one that stands twice.
+            HierarchyError: no YAML, another form, a word that is not one lower-case word, or one that stands twice.
+            TextError: a file that is no text.
         """
-        content = yaml.safe_load(Path(path).read_text())
+        try:
+            content = strict_yaml.parse(text_files.read(Path(path)), str(path))
+        except strict_yaml.YAMLFileError as error:
+            raise HierarchyError(str(error)) from None
         if not isinstance(content, Mapping) or not content:
-            raise HierarchyError(f"{path}: expected parents with children, found {type(content).__name__}")
+            raise HierarchyError(f"{path}: expected parents with children, found {shown(content)}")
         children = [
             _child(path, parent, name, entry)
             for parent, entries in content.items()
@@ -75,14 +81,20 @@ class Hierarchy:
 
 def _entries(path: Path | str, parent: Any, entries: Any) -> Mapping[str, Any]:
     if not isinstance(entries, Mapping) or not entries:
-        raise HierarchyError(f"{path}: {parent}: expected children with `words` and `says`, found {entries!r}")
+        raise HierarchyError(f"{path}: {parent}: expected children with `words` and `says`, found {shown(entries)}")
     return entries
 
 
 def _child(path: Path | str, parent: str, name: str, entry: Any) -> Child:
     if not isinstance(entry, Mapping) or set(entry) != {"words", "says"}:
-        raise HierarchyError(f"{path}: {parent}.{name}: expected the keys `words` and `says`, found {entry!r}")
-    words, says = tuple(str(entry["words"]).split()), tuple(map(str, entry["says"]))
+        raise HierarchyError(f"{path}: {parent}.{name}: expected the keys `words` and `says`, found {shown(entry)}")
+    words, says = entry["words"], entry["says"]
+    if not isinstance(words, str) or not isinstance(says, list) or not all(isinstance(said, str) for said in says):
+        raise HierarchyError(
+            f"{path}: {parent}.{name}: expected `words: a text of words` and `says: [a list of texts]`, found "
+            f"{shown(words)} and {shown(says)}"
+        )
+    words, says = tuple(words.split()), tuple(says)
     for word in (parent, name, *words):
         if not (isinstance(word, str) and word.isascii() and word.isalpha() and word.islower()):
             raise HierarchyError(f"{path}: {parent}.{name}: {word!r} is not a single lower-case word")

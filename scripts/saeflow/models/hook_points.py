@@ -5,7 +5,6 @@ list of rows: which of these a module has is seen, once per model, from two shor
 times while the model reads a text stands for the first of these runs.
 """
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook
+from saeflow.config_language import Hook, no_such_module
 from saeflow.models.activation_layouts import CONTEXTS, PLACES, HookPointError, Layout, Parts, layout_of
 
 log = logging.getLogger(__name__)
@@ -36,12 +35,7 @@ def find(model: nn.Module, path: str) -> nn.Module:
     modules = dict(model.named_modules())
     if path in modules:
         return modules[path]
-    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.4)
-    # A path that is right but for its last step says most by what is beside it.
-    parent = path.rpartition(".")[0]
-    beside = [name for name in modules if parent and name.rpartition(".")[0] == parent][:5]
-    nearest = list(dict.fromkeys([*close, *beside])) or list(modules)[1:8]
-    raise HookPointError(f"hook point '{path}': the model has no such module; nearest: {', '.join(nearest)}")
+    raise HookPointError(f"hook point {no_such_module(path, filter(None, modules))}")
 
 
 class Recorder:

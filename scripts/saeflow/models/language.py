@@ -1,10 +1,7 @@
 """Causal language models from a folder in Hugging Face's format: loaded, checked, asked for tokens and losses."""
 
-import copy
 import logging
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,124 +11,34 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from saeflow.models import causality, language_weights
-from saeflow.models.language_files import check_tokenizer, config_of, files_of
+from saeflow.models.language_configuration import (
+    LOCAL,
+    LanguageModelError,
+    attention_of,
+    build_problem,
+    configuration,
+    short,
+)
+from saeflow.models.language_files import files_of
+from saeflow.models.language_tokens import Encoder, Tokens, load_tokenizer
+
+__all__ = [
+    "Encoder",
+    "LanguageModelError",
+    "Tokens",
+    "check",
+    "check_context",
+    "context_limit",
+    "input_device",
+    "load",
+    "load_tokenizer",
+    "loss_sum",
+]
 
 log = logging.getLogger(__name__)
 
-# Nothing here goes to the network, and no tokenizer forks threads of its own.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-_LOCAL = {"local_files_only": True}
 # Keys of a configuration for the most tokens that a model reads, by family.
 _LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "context_length")
-
-
-class LanguageModelError(ValueError):
-    """A model that cannot be used as the study asks; names the model's folder or key and what would be right."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenizer.
-
-    Arguments:
-        tokenizer: of transformers.
-        start: id of the token that a document begins with; none if the tokenizer has none.
-        embedded: ids that the model embeds, from 0; all of the tokenizer's if not given.
-    """
-
-    tokenizer: Any
-    start: int | None
-    embedded: int | None = None
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts, without special tokens.
-
-        Raises:
-            LanguageModelError: a text has a token that the model does not embed; names it.
-        """
-        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        for ids in found if self.embedded is not None else ():
-            if ids and (highest := max(ids)) >= self.embedded:
-                raise LanguageModelError(
-                    f"a text has the token '{self.tokenizer.convert_ids_to_tokens(highest)}' (id {highest}), but the "
-                    f"model embeds the ids below {self.embedded} alone; take it out of the text"
-                )
-        return found
-
-    def strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token as readers see it: words with the space in front of them, never empty."""
-        found = []
-        for i, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
-            if token is not None and "▁" in token:  # SentencePiece; decoding one token would drop its space
-                text = token.replace("▁", " ")
-            else:
-                text = self.tokenizer.decode([i], clean_up_tokenization_spaces=False)
-            found.append(text if text and "\ufffd" not in text else token or f"<{i}>")
-        return found
-
-
-def configuration(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """The configuration of a folder's model, as transformers reads it.
-
-    Arguments:
-        folder: with `config.json`.
-        settings: section `language.models.<name>` as a dict.
-    Raises:
-        ModelFilesError: `config.json` is no whole JSON.
-        LanguageModelError: it is of a model that transformers does not have, or that is no causal language model.
-    """
-    from transformers import CONFIG_MAPPING, AutoConfig, __version__
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    said, file = config_of(folder), folder / "config.json"
-    kind, code = said.get("model_type"), said.get("auto_map") or {}
-    if kind not in CONFIG_MAPPING and code and not settings["trust_remote_code"]:
-        raise LanguageModelError(
-            f"{file}: the model brings Python code of its own; read it, then set trust_remote_code: true"
-        )
-    if kind is None and not code:
-        raise LanguageModelError(f"{file}: names no model_type; a model is a folder in Hugging Face's format")
-    if kind not in CONFIG_MAPPING and not code:
-        version = said.get("transformers_version", __version__)
-        by = f" (transformers {version} wrote the file)" if version != __version__ else ""
-        raise LanguageModelError(
-            f"{file}: transformers {__version__} has no model_type '{kind}'{by}; take a model that it has"
-        )
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (code and settings["trust_remote_code"]):
-        raise LanguageModelError(
-            f"{file}: transformers has no causal language model of model_type '{kind}'; take a model that predicts the "
-            "next token"
-        )
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"], **_LOCAL)
-    except Exception as error:  # checks of each class, with errors of their own kinds
-        raise LanguageModelError(f"{file}: transformers cannot read it: {_short(error)}") from error
-
-
-def load_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokens:
-    """The tokenizer of a model's folder.
-
-    Arguments:
-        folder: with the tokenizer's files.
-        settings: section `language.models.<name>` as a dict.
-    Raises:
-        ModelFilesError, LanguageModelError: the folder has no tokenizer that transformers can read, or its model is
-            none; names the file.
-    """
-    from tokenizers import __version__
-    from transformers import AutoTokenizer
-
-    config = configuration(folder, settings) if (folder / "config.json").is_file() else None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"], **_LOCAL)
-    except Exception as error:  # tokenizers raises bare ones
-        check_tokenizer(folder)
-        what = f"{folder}: no tokenizer that transformers can read"
-        if (file := folder / "tokenizer.json").is_file():
-            what = f"{file}: tokenizers {__version__} cannot read it, a newer one may have written it"
-        raise LanguageModelError(f"{what} ({_short(error)})") from error
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return Tokens(tokenizer, start, getattr(config and config.get_text_config(decoder=True), "vocab_size", None))
 
 
 def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
@@ -162,61 +69,17 @@ def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **attention_of(folder, config, settings),
             **where,
-            **_LOCAL,
+            **LOCAL,
         )
     except (torch.OutOfMemoryError, MemoryError, LanguageModelError):
         raise
     except Exception as error:  # code that is not ours, on files that are not ours
-        file = folder / "config.json" if _build_problem(config, settings, {}) else folder
-        raise LanguageModelError(f"{file}: transformers cannot load the model: {_short(error)}") from error
+        file = folder / "config.json" if build_problem(config, settings, {}) else folder
+        raise LanguageModelError(f"{file}: transformers cannot load the model: {short(error)}") from error
     if problem := language_weights.problem(model, found, config, bool(where)):
         raise LanguageModelError(f"{folder}: {problem}")
     model = model if where else model.to(device)
     return model.eval().requires_grad_(False)
-
-
-def attention_of(folder: Path, config: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The attention implementation that a study names, as transformers' argument; nothing where transformers chooses.
-
-    `sdpa`, which is what transformers tries first, stands for its choice where a model does not have it: the same
-    function by another kernel.
-
-    Raises:
-        LanguageModelError: one that the model or this machine does not have.
-    """
-    if (asked := settings["attention"]) is None:
-        return {}
-    named = {"attn_implementation": asked}
-    if not (problem := _build_problem(config, settings, named)):
-        return named
-    if _build_problem(config, settings, {}):
-        return {}  # which is not the attention's fault, and told when the model is loaded
-    if asked == "sdpa":
-        log.warning("%s: attention: the model has no sdpa; transformers chooses", folder)
-        return {}
-    raise LanguageModelError(
-        f"{folder}: attention: '{asked}' is not to be had ({problem}); without the key, transformers chooses"
-    )
-
-
-def _build_problem(config: Any, settings: Mapping[str, Any], attention: Mapping[str, str]) -> str | None:
-    """What transformers says against building a model, without its weights."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), trust_remote_code=settings["trust_remote_code"], **attention
-            )
-    except Exception as error:  # ValueError of a model, ImportError of a kernel, errors of the kernels' own
-        return _short(error)
-    return None
-
-
-def _short(error: Exception, most: int = 300) -> str:
-    """The first of what an error says."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= most else f"{said[:most]} …"
 
 
 def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> None:
@@ -235,15 +98,14 @@ def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> Non
             "together"
         )
     check_context(model, context_size, name)
-    special = set(tokens.tokenizer.all_special_ids)
-    ids = [i for i in range(min(rows, words)) if i not in special] or [0]
+    ids = [i for i in range(min(rows, words)) if i not in tokens.special] or [0]
     try:
         ahead = causality.looks_ahead(model, torch.tensor(ids, device=input_device(model)), context_size)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # code that is not ours
         raise LanguageModelError(
-            f"language.models.{name}: {type(model).__name__} cannot read a text of tokens ({_short(error)})"
+            f"language.models.{name}: {type(model).__name__} cannot read a text of tokens ({short(error)})"
         ) from error
     if ahead is None:
         log.warning("language.models.%s: whether it is causal could not be measured", name)

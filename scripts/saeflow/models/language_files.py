@@ -160,7 +160,7 @@ def revision_of(folder: Path) -> str:
     """What a model's weights are known by: the hub's commit, or the digest of all weights."""
     note = folder / SNAPSHOT
     if note.is_file():
-        return json.loads(note.read_text())["commit"]
+        return json.loads(note.read_text(encoding="utf-8"))["commit"]
     digests = "".join(sha256_file(path) for path in sorted(folder.glob("*.safetensors")))
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
 

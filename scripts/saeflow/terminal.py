@@ -20,3 +20,9 @@ def escaped(content: str, encoding: str = "utf-8") -> str:
         return (c.isprintable() or c == "\n") and bool(c.encode(encoding, "ignore"))
 
     return "".join(c if shown(c) else json.dumps(c)[1:-1] for c in content)
+
+
+def plain(text: object, most: int = 400) -> str:
+    """One short printable line, of what somebody else chose the length and the characters of."""
+    shown = str(text)
+    return printable(shown if len(shown) <= most else shown[: most - 1] + "…")
