@@ -210,7 +210,8 @@ def _probe(model: nn.Module, hooks: Mapping[str, Hook], tokens: Int[Tensor, "bat
     found: dict[str, list[Tensor]] = {name: [] for name in hooks}
 
     def keep(name: str, value: Any) -> None:
-        found[name].append(Parts.of(value, name).first if not found[name] else tokens)
+        # A copy: what runs behind it may write into it.
+        found[name].append(Parts.of(value, name).first.detach().clone() if not found[name] else tokens)
 
     with ExitStack() as stack:
         stack.callback(_probing.reset, _probing.set(True))
