@@ -53,7 +53,7 @@ def test_no_other_word_of_the_corpus_is_a_noun_of_the_hierarchy(hierarchy):
             "lines 2 and 3: animal.dog is",
         ),
         ("animal: {no: {words: a b c d, says: [x]}}", "line 1, column 10: the key 'no' is no text to YAML"),
-        ("animal: [dog", "line 1, column 14: a '.' that is not closed"),
+        ("animal: [dog", "line 1, column 13: a '.' that is not closed"),
         ("animal: [dog]", "expected children"),
         ("[animal]", "expected parents"),
     ],
