@@ -21,8 +21,10 @@ containerized: "containers/saeflow.sif"
 
 # The limit of jobs per second has the scheduler look at every input of every ready job once a second more for each job
 # that ended: in a study of a hundred jobs that takes a core.
+# Whether an endpoint may be asked is known before the first job; a dry run, or a report, asks none.
 onstart:
     workflow.scheduler.job_rate_limiter = None
+    check_endpoint()
 
 
 include: "workflow/rules/datasets.smk"

@@ -4,8 +4,9 @@
     python benchmarks/environments.py lock NAME     pin what NAME.in allows today
 
 torch and its CUDA libraries are not in these locks: where the .in names torch, they come from envs/torch-cpu.lock, or
-where no CPU build is offered from envs/torch-cuda.lock. torchvision is in none of them: the index serves only a CUDA
-build, which breaks the import of transformers beside a CPU build of torch, and what is compared here needs no images.
+where no CPU build is offered from envs/torch-cuda.lock. torchvision is left out: nothing compared here needs it, and
+beside a CPU build of torch it would need envs/torchvision_schemas.py. A lock takes wheels alone, but for the packages
+that its `--no-binary` lines name; envs/build.lock has what builds them.
 """
 
 import argparse
@@ -24,6 +25,7 @@ LOCKS = {
     for path in sorted(folder.glob("*.in"))
 }
 TORCH_LOCKS = tuple(ROOT / "envs" / f"torch-{build}.lock" for build in ("cpu", "cuda"))
+BUILD_LOCK = ROOT / "envs" / "build.lock"
 PIP_SETTINGS = (("FIND_LINKS", "FIND_LINKS"), ("DEFAULT_INDEX", "INDEX_URL"))
 TORCH = re.compile(r"(torch|triton|nvidia-|cuda-)")
 
@@ -56,11 +58,15 @@ def create(name: str) -> Path:
 
 def _install(python: Path, lock: Path) -> None:
     """Install a lock, which is complete, with the first build of torch that this machine offers if its .in names it."""
+    install = ("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--no-build-isolation", "--python", python)
+    _uv(*install, "-r", BUILD_LOCK)
+    excluded = python.parents[1] / ".excluded"
+    excluded.write_text("torchvision\n")
     torches = TORCH_LOCKS if re.search("^torch", lock.with_suffix(".in").read_text(), re.MULTILINE) else (None,)
     for torch in torches:
         files = [argument for file in (torch, lock) if file for argument in ("-r", file)]
         try:
-            _uv("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", python, *files)
+            _uv(*install, "--excludes", excluded, *files)
         except NotInstallableError:
             if torch is torches[-1]:
                 raise
@@ -72,10 +78,12 @@ def lock(name: str) -> None:
     """Write the newest versions that NAME.in allows, with their digests and without torch."""
     target = _lock_of(name)
     flags = "--universal --fork-strategy fewest --python-version 3.11 --generate-hashes"
-    flags += " --no-header --no-annotate --no-emit-index-url --quiet"
-    pins = _uv("pip", "compile", *flags.split(), target.with_suffix(".in"))
+    flags += " --no-header --no-annotate --no-emit-index-url --no-build-isolation --quiet"
+    source = target.with_suffix(".in")
+    pins = _uv("pip", "compile", *flags.split(), "--python", sys.executable, source)
+    options = re.findall(r"^--.*\n", source.read_text(), re.MULTILINE)
     blocks = re.findall(r"^[a-zA-Z0-9].*?(?=^\S|\Z)", pins, re.DOTALL | re.MULTILINE)
-    target.write_text("".join(block for block in blocks if not TORCH.match(block)))
+    target.write_text("".join(options + [block for block in blocks if not TORCH.match(block)]))
 
 
 def _lock_of(name: str) -> Path:

@@ -7,4 +7,4 @@ COPY envs /opt/saeflow/envs
 COPY containers/install.sh /opt/saeflow/install.sh
 RUN TORCH_BUILD=${TORCH_BUILD} sh /opt/saeflow/install.sh
 # Snakemake calls plain `python` inside the container, and `conda` where a rule's own environment is asked for.
-ENV PATH=/opt/saeflow/venv/bin:/opt/conda/bin:$PATH PYTHONHASHSEED=0 CUBLAS_WORKSPACE_CONFIG=:4096:8
+ENV PATH=/opt/saeflow/venv/bin:/opt/conda/bin:$PATH PYTHONHASHSEED=0 CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONUTF8=1

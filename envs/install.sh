@@ -31,7 +31,9 @@ index="${PIP_INDEX_URL:-$(setting global.index-url)}"
 # Where Python may not keep what it compiles, every job would compile torch anew: 3 s.
 [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
 
-install() { VIRTUAL_ENV="$venv" "$python" -m uv pip install --require-hashes "$@"; }
+# Wheels, as the locks say; the packages that have none are built by hashed wheels too, which are there by then.
+install() { VIRTUAL_ENV="$venv" "$python" -m uv pip install --require-hashes --no-build-isolation "$@"; }
+install --quiet -r "$here/build.lock"
 # torch: the CPU build where no GPU driver is and the machine offers that build; else the CUDA build, which runs on CPUs
 # too. TORCH_BUILD=cpu or =cuda decides otherwise, as where an image is built for machines with a GPU.
 build=${TORCH_BUILD:-cuda}
@@ -40,10 +42,12 @@ if [ -z "${TORCH_BUILD:-}" ] && ! command -v nvidia-smi >/dev/null && install --
 fi
 echo "saeflow: installing into $venv with the $build build of torch"
 install --quiet -r "$here/requirements.lock" -r "$here/torch-$build.lock"
+packages=$("$python" -c 'import site; print(site.getsitepackages()[0])')
+cp "$here"/torchvision_schemas.* "$packages"
 # `import saeflow` for notebooks and the command `saeflow`, where the library lies beside; scripts of the workflow find it
 # by themselves.
 if library=$(cd "$here/../scripts" 2>/dev/null && pwd); then
-    "$python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "saeflow.pth").write_text(sys.argv[1] + "\n")' "$library"
+    printf '%s\n' "$library" >"$packages/saeflow.pth"
     printf '#!/bin/sh\nexec "%s" -m saeflow "$@"\n' "$(cd "$venv/bin" && pwd)/python" >"$venv/bin/saeflow"
     chmod +x "$venv/bin/saeflow"
 fi

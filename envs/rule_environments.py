@@ -9,6 +9,7 @@ their files are hard links to those of the environment that they are taken from,
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -30,7 +31,11 @@ def requirements(specs: Path) -> list[Requirement]:
     Raises:
         InvalidRequirement: a spec that is not `name==version`.
     """
-    names = [spec for spec in yaml.safe_load(specs.read_text())["dependencies"] if not spec.startswith("python=")]
+    names = [
+        spec
+        for spec in yaml.safe_load(specs.read_text(encoding="utf-8"))["dependencies"]
+        if not spec.startswith("python=")
+    ]
     found = list(map(Requirement, names))
     for requirement in found:
         requirement.name = PYPI_NAMES.get(requirement.name, requirement.name)
@@ -65,7 +70,7 @@ def make(specs: Path, folder: Path) -> Path:
     target = folder / hashlib.md5(specs.read_bytes(), usedforsecurity=False).hexdigest()
     venv.create(target, clear=True, symlinks=True)
     probe = [target / "bin" / "python", "-c", "import site; print(site.getsitepackages()[0])"]
-    packages = Path(subprocess.run(probe, check=True, capture_output=True, text=True).stdout.strip())
+    packages = Path(subprocess.run(probe, check=True, capture_output=True, encoding="utf-8").stdout.strip())
     for package in closure(requirements(specs)):
         for file in package.files or ():
             # Commands lie outside; no rule calls one.
@@ -73,6 +78,8 @@ def make(specs: Path, folder: Path) -> Path:
                 compiled = [cache_from_source(file)] if file.suffix == ".py" else []
                 for name in (file, *compiled):
                     link(Path(package.locate_file(name)), packages / name)
+    for file in HERE.glob("torchvision_schemas.*"):
+        shutil.copy(file, packages)
     return target
 
 

@@ -45,10 +45,11 @@ def main(
             `sae_seed`, `config_digest`, `device`.
     """
     spec = config_language.LanguageFeatures.model_validate(cfg["features"])
+    hook = config_language.LanguageModel.model_validate(cfg["settings"]).hooks[cfg["hook"]]
     opened, folder = ActivationStore.open(store), folder_of(model)
-    network = language.load(folder, cfg["settings"], "cpu")
     readout = dashboards.Readout(
-        logit_lens.unembedding(network, opened.shape[1]),
+        # The model itself is let go: only its readout is used.
+        logit_lens.unembedding(language.load(folder, cfg["settings"], cfg["device"]), opened.shape[1], hook),
         language.load_tokenizer(folder, cfg["settings"]).strings,
     )
     measured = {(row["variant"], row["sae_seed"]): row for row in parquet.read_table(metrics).to_pylist()}

@@ -21,12 +21,15 @@ def main(
         model: the model's folder, or its files.
         hierarchy: .yaml of nouns; empty for WordNet.
         words, counts, prompts: tables to write: tokens of concepts, numbers of what was kept and excluded, prompts.
-        cfg: `concepts` (section), `settings` (the model's section), `seed` (root of the draws).
+        cfg: `concepts` (section), `settings` (the model's section), `latents` of the hierarchical SAEs that tell
+            concepts apart, as `saeflow.geometry.concepts.refuse_more` takes them, or none; `seed` (root of the draws).
+    Raises:
+        ValueError: too few concepts are left, or more than the SAEs have latents.
     """
     spec = config_geometry.Concepts.model_validate(cfg["concepts"])
     folder = folder_of(model)
-    tokenizer = language.load_tokenizer(folder, cfg["settings"]).tokenizer
-    vocabulary = concepts.single_tokens(tokenizer.get_vocab(), tokenizer.all_special_ids)
+    tokens = language.load_tokenizer(folder, cfg["settings"])
+    vocabulary = concepts.single_tokens(tokens.tokenizer.get_vocab(), tokens.no_words)
     if spec.source == "wordnet":
         lower = [word for word in vocabulary if word.islower() and len(word) > 2]
         found = wordnet.hierarchies(
@@ -51,6 +54,8 @@ def main(
         min_children=spec.min_children,
         all_forms=spec.all_forms,
     )
+    if cfg["latents"]:
+        concepts.refuse_more(kept, **cfg["latents"])
     kept.save(words)
     rows = pd.DataFrame({"what": list(excluded), "number": list(excluded.values())})
     rows.to_csv(counts, index=False)

@@ -1,8 +1,9 @@
 """Build the study's image set as one array file: scikit-learn's digits, or the files of a set with MNIST's layout.
 
-Every file of known digest is checked against it, and every file's header and length against what they should be.
+What is in a file is compared with what was published by its digest; where none is known, by header and length.
 """
 
+import os
 from pathlib import Path
 
 from saeflow import config
@@ -13,11 +14,11 @@ from saeflow.rule import run
 def main(*, raw: list[Path], dataset: Path, cfg: dict) -> None:
     """
     Arguments:
-        raw: raw files, or the one folder that they are in; none for the embedded digits.
+        raw: raw files, or the one folder or archive that they are in; none for the embedded digits.
         dataset: .npz to write.
         cfg: `dataset` (section) and `seed` (root, splits the digits).
     """
-    folder = next((path if path.is_dir() else path.parent for path in raw), None)
+    folder = os.path.commonpath(raw) if raw else None
     images.build(config.Data.model_validate(cfg["dataset"]), seed=cfg["seed"], folder=folder).save(dataset)
 
 

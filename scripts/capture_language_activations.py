@@ -1,6 +1,6 @@
 """Capture activations of a language model: one pass over each split writes every hook point, or a job's part of each.
 
-A row is a text token; start tokens and the first token of each context, whose activations have another norm than all
+A row is a text token; special tokens and the first token of each context, whose activations have another norm than all
 others, are left out. The columns of a row's source say document, position in it, context and token.
 """
 

@@ -1,11 +1,11 @@
 """Download the files of an image set, each from the first mirror that gives it with the right digest.
 
-A file gets its name only after its digest was checked. A failed download is tried again by the rule's `retries`.
+A file gets its name only after its digest was compared. A failed download is tried again by the rule's `retries`.
 """
 
 from pathlib import Path
 
-from saeflow.datasets import files
+from saeflow.datasets import published
 from saeflow.rule import run
 
 
@@ -15,10 +15,7 @@ def main(*, raw: Path, cfg: dict) -> None:
         raw: folder to fill.
         cfg: `dataset` (section), for its `name`.
     """
-    raw.mkdir(parents=True, exist_ok=True)
-    name = cfg["dataset"]["name"]
-    for file in files.image_set(name).downloads:
-        files.download(name, raw / file)
+    published.download(cfg["dataset"]["name"], raw)
 
 
 if __name__ == "__main__":

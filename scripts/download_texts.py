@@ -17,11 +17,16 @@ def main(*, documents: Path, cfg: dict) -> None:
     """
     Arguments:
         documents: .parquet to write.
-        cfg: `text` (section).
+        cfg: `text` (section) and `seed` (root of the draw of the splits).
+    Raises:
+        TextError: a data set that cannot be had or read, or too few documents for two splits.
     """
     text = config_language.Text.model_validate(cfg["text"])
-    found = texts.enough(texts.documents_of_hub(text), text.train_tokens + text.held_out_tokens)
-    log.info("%d documents", texts.write(documents, found))
+    seed, asked = cfg["seed"], text.train_tokens + text.held_out_tokens
+    found = texts.enough(texts.documents_of_hub(text), asked, seed=seed, held_out_share=text.held_out_share)
+    n = texts.write(documents, found)
+    log.info("%d documents", n)
+    texts.check_splits(n, 0, text, seed)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(
         model, sae, dict(zip(("train", "held_out"), stores, strict=True)), cfg, with_model=False
     )
     known = parquet.read_table(features, columns=["feature", "top_tokens"]).to_pydict()
-    content = json.loads(selection.read_text())
+    content = json.loads(selection.read_text(encoding="utf-8"))
     table = pipeline.generate_explanations(
         experiment,
         Activity.read(activity),

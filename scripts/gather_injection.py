@@ -36,7 +36,7 @@ def main(
         concept=spec.concept,
         lookalike=spec.lookalike,
     )
-    known = tables.variants(json.loads(path.read_text()) for path in about)
+    known = tables.variants(json.loads(path.read_text(encoding="utf-8")) for path in about)
     rows = tables.gather(measures)
     summary = tables.summary(rows, tables.gather(intervals), known, spec.concept)
     by_name = {

@@ -20,7 +20,10 @@ def main(
         summaries: summary.json of `analyze_language_features`, one per hook point and variant.
         parquet, csv: tables to write, by their names below.
     """
-    saes, found = tables.gather(metrics), pd.DataFrame(json.loads(path.read_text()) for path in summaries)
+    saes, found = (
+        tables.gather(metrics),
+        pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) for path in summaries),
+    )
     by_name = {
         "saes": saes,
         "saes_summary": tables.summarize(saes, _SAE, tables.TEXT_METRICS),

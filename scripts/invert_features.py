@@ -33,7 +33,7 @@ def main(
         cfg: `inversion` (section), `settings` (the model's section), `hook_point`, `seed`, `device`.
     """
     experiment = pipeline.experiment_of_job(model, sae, {"train": store}, cfg)
-    chosen = [one["feature"] for one in json.loads(summary.read_text())["chosen"]]
+    chosen = [one["feature"] for one in json.loads(summary.read_text(encoding="utf-8"))["chosen"]]
     found = pipeline.optimize_feature(experiment, Activity.read(activity), chosen)
     for table, path in ((found.texts, texts), (found.fronts, fronts), (found.curves, curves)):
         table.to_parquet(path)

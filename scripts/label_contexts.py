@@ -10,7 +10,7 @@ from saeflow import config_geometry
 from saeflow.datasets.contexts import TokenFile
 from saeflow.geometry import contexts
 from saeflow.geometry.concepts import Concepts
-from saeflow.models import language
+from saeflow.models import language, readout
 from saeflow.models.language_files import folder_of
 from saeflow.reproduce import child_seed
 from saeflow.rule import run
@@ -34,17 +34,10 @@ def main(
     folder, concepts = folder_of(model), Concepts.load(words)
     network = language.load(folder, cfg["settings"], cfg["device"])
     tokenizer = language.load_tokenizer(folder, cfg["settings"])
-    unembedding = network.get_output_embeddings()
 
     def labels_of(h: torch.Tensor) -> contexts.Labels:
-        device = unembedding.weight.device
-        return contexts.label(
-            h,
-            lambda x: unembedding(x.to(device, unembedding.weight.dtype)).cpu(),
-            concepts,
-            len(unembedding.weight),
-            spec.mass,
-        )
+        n_tokens = len(network.get_output_embeddings().weight)
+        return contexts.label(h, lambda x: readout.logits(network, x).cpu(), concepts, n_tokens, spec.mass)
 
     found, rows = [], []
     for part, (path, wanted) in enumerate(zip(tokens, ((spec.train, 0, 0), (0, spec.select, spec.test)), strict=True)):

@@ -40,7 +40,7 @@ def main(
     """
     spec = config_geometry.Measures.model_validate(cfg["measures"])
     kept = Concepts.load(words)
-    gamma, rows = unembedding.load(folder_of(model), cfg["settings"])
+    gamma, bias, rows = unembedding.load(folder_of(model), cfg["settings"])
     white = whitening.fit(gamma, rows, spec.eigenvalue_floor)
     plain = whitening.euclidean(gamma, rows)
     g = white.unembeddings(gamma[rows])
@@ -82,7 +82,7 @@ def main(
     arrays = {"mean": white.mean, "root": white.root, "inverse_root": white.inverse_root}
     arrays |= {"plain_root": plain.root, "plain_inverse_root": plain.inverse_root, "rows": rows}
     arrays |= {"g": g.astype(np.float32), "plain_g": cases["euclidean"][0].astype(np.float32)}
-    arrays["bias"] = unembedding.bias(folder_of(model), len(gamma))[rows]
+    arrays["bias"] = bias[rows]
     for name, vectors in (("teacher", taught), ("shuffled_teacher", noise), ("euclidean_teacher", flat)):
         arrays |= {f"{name}.parents": vectors.parents, f"{name}.deltas": vectors.deltas}
     write_arrays(teacher, arrays)

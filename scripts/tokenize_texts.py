@@ -21,9 +21,8 @@ def main(*, documents: Path, model: list[Path], tokens: list[Path], cfg: dict) -
     """
     text = config_language.Text.model_validate(cfg["text"])
     tokenizer = language.load_tokenizer(folder_of(model), cfg["settings"])
-    share = text.held_out_tokens / (text.train_tokens + text.held_out_tokens)
     for split, path in zip(texts.SPLITS, tokens, strict=True):
-        own = (d for d in texts.read(documents) if texts.split_of(d[0], cfg["seed"], share) == split)
+        own = (d for d in texts.read(documents) if texts.split_of(d[0], cfg["seed"], text.held_out_share) == split)
         packed = contexts.pack(
             own,
             tokenizer.encode,

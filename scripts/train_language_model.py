@@ -19,13 +19,14 @@ def main(*, documents: Path, model: list[Path], training: Path, cfg: dict) -> No
         model: files of the model to write, all in one folder.
         training: .json to write: sizes, curve, and cross-entropy on documents held out, in nats per token.
         cfg: `text` (section), `settings` (the model's section, for `embedded`), `seed` (root of the draws), `device`.
+    Raises:
+        TextError: fewer tokens than the study asks for.
     """
     text = config_language.Text.model_validate(cfg["text"])
     spec = config_language.EmbeddedModel.model_validate(cfg["settings"]["embedded"])
-    share = text.held_out_tokens / (text.train_tokens + text.held_out_tokens)
     by_split: dict[str, list[tuple[int, str]]] = {split: [] for split in texts.SPLITS}
     for number, document in texts.read(documents):
-        by_split[texts.split_of(number, cfg["seed"], share)].append((number, document))
+        by_split[texts.split_of(number, cfg["seed"], text.held_out_share)].append((number, document))
     tokens = language_training.word_tokenizer((document for _, document in by_split["train"]), spec.vocabulary)
     packed = {
         split: contexts.Contexts.concatenate(
@@ -33,6 +34,9 @@ def main(*, documents: Path, model: list[Path], training: Path, cfg: dict) -> No
         )
         for split, of in by_split.items()
     }
+    # Known before the training: the tokens of the study are these.
+    for split, contexts_of_split in packed.items():
+        contexts.refuse_fewer(int(contexts_of_split.is_text.sum()), getattr(text, f"{split}_tokens"), "documents")
     network = language_training.untrained(spec, len(tokens.tokenizer), text.context_size, cfg["seed"])
     curve = language_training.train(network, packed["train"], spec, seed=cfg["seed"], device=cfg["device"])
     content = {

@@ -21,17 +21,29 @@ def main(*, store: Path, saes: list[Path], curves: list[Path], cfg: dict) -> Non
         cfg: `saes` (section), `shard` (which of its jobs this is), `model`, `hook` (names), `origin` (what SAELens is
             to know of the model), `seed` (root of the draws), `device`.
     Raises:
-        DeadSAEError: an SAE that died.
+        FittingError: SAEs that diverged, died or miss their target; the others are written before.
     """
     spec = config.SAEs.model_validate(cfg["saes"])
     opened = ActivationStore.open(store)
     keys = sharing.jobs(spec, 1, cfg["device"])[cfg["shard"]]
     checkpoint = saes[0].parent.with_name(f"{saes[0].parent.name}.checkpoint")
-    fitted = fitting.fit([opened], spec, seed=cfg["seed"], keys=keys, device=cfg["device"], checkpoint=checkpoint)
-    results = {key: health.check(result, spec.training) for key, result in fitted}
-    for key, path, curve in zip(keys, saes, curves, strict=True):
+    finished = {
+        key: path.parent.with_name(f"{path.parent.name}.finished") for key, path in zip(keys, saes, strict=True)
+    }
+    outputs = dict(zip(keys, zip(saes, curves, strict=True), strict=True))
+    for key, result in fitting.fit(
+        [opened],
+        spec,
+        seed=cfg["seed"],
+        keys=keys,
+        device=cfg["device"],
+        checkpoint=checkpoint,
+        check=health.check,
+        finished=finished,
+    ):
+        path, curve = outputs[key]
         formats.save(
-            results[key].sae,
+            result.sae,
             path.parent,
             {
                 **cfg["origin"],
@@ -42,7 +54,7 @@ def main(*, store: Path, saes: list[Path], curves: list[Path], cfg: dict) -> Non
             },
         )
         identity = {"model": cfg["model"], "hook_point": cfg["hook"], "variant": key.variant, "sae_seed": key.seed}
-        parquet.write_table(pa.Table.from_pylist([identity | row for row in fitting.curves(results[key])]), curve)
+        parquet.write_table(pa.Table.from_pylist([identity | row for row in fitting.curves(result)]), curve)
 
 
 if __name__ == "__main__":

@@ -29,15 +29,24 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: list[Pa
     splice = SplicedOutput(classifiers.load(weights, cfg["device"], cfg["seeds"]), cfg["hook"])
     # Beside the first SAE: Snakemake removes what a failed job leaves inside.
     checkpoint = saes[0].parent.with_name(f"{saes[0].parent.name}.checkpoint")
-    results = dict(
-        fitting.fit(
-            opened, spec, seed=cfg["seed"], keys=keys, device=cfg["device"], splice=splice, checkpoint=checkpoint
-        )
-    )
-    for key, path, curve in zip(keys, saes, curves, strict=True):
+    finished = {
+        key: path.parent.with_name(f"{path.parent.name}.finished") for key, path in zip(keys, saes, strict=True)
+    }
+    outputs = dict(zip(keys, zip(saes, curves, strict=True), strict=True))
+    for key, result in fitting.fit(
+        opened,
+        spec,
+        seed=cfg["seed"],
+        keys=keys,
+        device=cfg["device"],
+        splice=splice,
+        checkpoint=checkpoint,
+        finished=finished,
+    ):
+        path, curve = outputs[key]
         metadata, seed = opened[key.store].metadata, cfg["seeds"][key.store]
         formats.save(
-            results[key].sae,
+            result.sae,
             path.parent,
             {
                 "model_name": f"{cfg['architecture']}-{cfg['role']}-s{seed}",
@@ -48,7 +57,7 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: list[Pa
         )
         identity = {"architecture": cfg["architecture"], "role": cfg["role"], "hook_point": cfg["hook"], "seed": seed}
         identity |= {"variant": key.variant, "sae_seed": key.seed}
-        parquet.write_table(pa.Table.from_pylist([identity | row for row in fitting.curves(results[key])]), curve)
+        parquet.write_table(pa.Table.from_pylist([identity | row for row in fitting.curves(result)]), curve)
 
 
 if __name__ == "__main__":

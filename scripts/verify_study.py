@@ -10,17 +10,20 @@ from saeflow.rule import run
 def main(*, manifest: Path, verdict: Path, cfg: dict) -> None:
     ours = reproduce.read_manifest(manifest)
     if cfg["reference"] is None:
-        verdict.write_text(f"{len(ours)} digests in {manifest.name}; no reference to compare with\n")
+        verdict.write_text(f"{len(ours)} digests in {manifest.name}; no reference to compare with\n", encoding="utf-8")
         return
     reference = Path(cfg["reference"])
     if reference.is_dir():
-        comparison = reproduce.compare_tables(manifest.parent, reference, **cfg["verify"])
+        within = cfg["verify"]
+        comparison = reproduce.compare_tables(manifest.parent, reference, **within)
+        how = f"tables within {within['atol']:g} + {within['rtol']:g} |reference|"
     else:
         comparison = reproduce.compare_manifests(ours, reproduce.read_manifest(reference))
+        how = "byte by byte"
     logging.info("compared with %s\n%s", reference, "\n".join(comparison.lines()))
     if not comparison.equal:
         raise reproduce.DifferentError("\n".join(comparison.lines()))
-    verdict.write_text(f"{comparison.lines()[0]}; reference {reference}\n")
+    verdict.write_text(f"{comparison.lines()[0]}; {how}, reference {reference}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

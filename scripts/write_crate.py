@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from saeflow import record
+from saeflow import config, config_paths, record
 from saeflow.library import PACKAGE
-from saeflow.publish import provenance
+from saeflow.publish import provenance, study_inputs
 from saeflow.rule import run
 
 
@@ -13,12 +13,14 @@ def main(*, manifest: Path, crate: Path, cfg: dict) -> None:
     Arguments:
         manifest: digests of the results beside it, and of nothing that changed since; the jobs' logs lie there too.
         crate: .zip to write.
-        cfg: `study` (the whole config), `snakemake` (its version).
+        cfg: `study` (the whole config, without paths of this machine), `files` (these, by key), `snakemake` (its
+            version).
     """
     # A later comparison is no part of the run.
     records = [job for job in record.read(manifest.parent / "logs") if job["rule"] != "verify"]
+    inputs = study_inputs.digests_of(config.parse(config_paths.with_files(cfg["study"], cfg["files"])))
     provenance.write(
-        provenance.Run(cfg["study"], manifest, records, project=PACKAGE.parents[1], snakemake=cfg["snakemake"]), crate
+        provenance.Run(cfg["study"], inputs, manifest, records, PACKAGE.parents[1], cfg["snakemake"]), crate
     )
 
 

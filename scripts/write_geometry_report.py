@@ -19,7 +19,7 @@ def main(*, tables: list[Path], counts: list[Path], text: Path, csv: Path, cfg: 
     frames = {path.stem: pd.read_parquet(path) for path in tables}
     numbers = {path.stem: pd.read_csv(path) for path in counts}
     about = (cfg["study"], cfg["language_model"], cfg["geometry"])
-    text.write_text(geometry_report.render(text.stem, *about, frames, numbers))
+    text.write_text(geometry_report.render(text.stem, *about, frames, numbers), encoding="utf-8")
     geometry_report.csv(text.stem, frames).to_csv(csv, index=False, float_format="%.6g")
 
 

@@ -42,10 +42,10 @@ def main(*, tables: list[Path], figures: list[Path], about: list[Path], report: 
         goals=goals.of_task(**task),
     )
     frames = {path.stem: pd.read_parquet(path) for path in tables}
-    contents = [json.loads(path.read_text()) for path in about]
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in about]
     text = injection_report.render(study, frames, contents, [path.stem for path in figures])
     for path in (report, older):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

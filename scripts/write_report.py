@@ -32,7 +32,7 @@ def main(
     sheets = [pages.picture(path, report, _caption(path)) for path in galleries if path.suffix == ".png"]
     part = _injection(*injection, report) if injection else None
     texts = {path.stem: pd.read_parquet(path) for path in language}
-    report.write_text(pages.render(cfg["study"], frames, pictures, sheets, part, texts))
+    report.write_text(pages.render(cfg["study"], frames, pictures, sheets, part, texts), encoding="utf-8")
 
 
 def _injection(page: Path, summary: Path, figure: Path, report: Path) -> pages.Injection:

@@ -47,7 +47,7 @@ def main(
     inverted = inversion_tables.read(inversion)
     for paths in zip(texts, contexts, summaries, concepts, strict=True):
         table, context, scores = (pd.read_parquet(paths[i]) for i in (0, 1, 3))
-        one = TextFeatures(table, context, json.loads(paths[2].read_text()), scores)
+        one = TextFeatures(table, context, json.loads(paths[2].read_text(encoding="utf-8")), scores)
         saes.append(replace(one, inverted=inverted.get(one.name, {})))
     features.write(saes, folder, images and images.train)
     log.info("%d features of %d SAEs", sum(map(len, saes)), len(saes))

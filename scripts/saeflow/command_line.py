@@ -17,6 +17,7 @@ where --catalog or SAEFLOW_CATALOG_URL says.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 from rich.console import Console
 
 from saeflow import __version__
+from saeflow.terminal import escaped, printable
 
 Arguments = argparse.Namespace
 _WIDTH = 160  # of what is piped into a file or another program
@@ -35,20 +37,30 @@ _WIDTH = 160  # of what is piped into a file or another program
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for an error or a package that fails, 2 for a wrong call."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows a question mark
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     from saeflow.catalog.database import CatalogError
     from saeflow.catalog.queries import UnknownError
     from saeflow.catalog.runs import RunError
     from saeflow.publish.upload import UploadError
+    from saeflow.redaction import redact
 
     try:
         return arguments.command(arguments) or 0
     except (CatalogError, RunError, UnknownError, UploadError, FileNotFoundError, ValueError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"saeflow: {error}", style="red", markup=False)
+        said = printable(redact(str(error), getattr(arguments, "catalog", None) or ""), lines=True)
+        _console(stderr=True).print(f"saeflow: {said}", style="red", markup=False)
         return 1
     except BrokenPipeError:  # `saeflow ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A console for messages, whose lines are as long as they are."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
 
 
 def _show(arguments: Arguments, found: Any, table: Callable[[], Any]) -> None:
@@ -57,9 +69,10 @@ def _show(arguments: Arguments, found: Any, table: Callable[[], Any]) -> None:
     if not console.is_terminal:
         console.width = _WIDTH
     if arguments.json:
-        console.out(json.dumps(found, indent=2, allow_nan=False, default=_in_json, ensure_ascii=False))
+        text = json.dumps(found, indent=2, allow_nan=False, default=_in_json, ensure_ascii=False)
+        console.out(escaped(text, console.encoding), highlight=False)
     else:
-        console.print(table())
+        console.print(table(), markup=False)
 
 
 def _in_json(value: Any) -> str:
@@ -147,9 +160,7 @@ def search_features(arguments: Arguments) -> None:
     """Features of all runs whose label, tokens or contexts hold every word of TEXT."""
     from saeflow.catalog import presentation, queries
 
-    catalogs, words = _catalogs(arguments), " ".join(arguments.text).split()
-    if not words:
-        raise ValueError("search: TEXT is empty; give a word")
+    catalogs, words = _catalogs(arguments), queries.words_of(" ".join(arguments.text))
     if arguments.run is not None:
         with catalogs.of(arguments.run) as (name, connection):
             found = queries.search(connection, words, limit=arguments.limit, run=name)
@@ -199,19 +210,19 @@ def upload_package(arguments: Arguments) -> int:
     if failed:
         raise ValueError(f"{arguments.package} is not sent: {', '.join(failed)} failed; see `saeflow verify`")
     batches = sorted((arguments.package / "neuronpedia" / "upload").glob("batch-*.json"))
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     if not arguments.yes:
         size = sum(batch.stat().st_size for batch in batches) / 1e6
         console.print(f"{len(batches)} batches, {size:.1f} MB, to {arguments.server}; --yes sends them", markup=False)
         return 0
     for batch, said in upload.send(batches, server=arguments.server, first=arguments.first):
-        console.print(f"{batch.name}: {said}", markup=False)
+        console.print(f"{batch.name}: {printable(said)}", markup=False)
     return 0
 
 
 def serve_results(arguments: Arguments) -> int:
     """Serve the studies' sites, and their catalogs as JSON, to this machine alone; openapi.json says how to ask."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = _console(stderr=True)
     try:
         from saeflow.publish import server
     except ImportError as error:
@@ -238,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--catalog", metavar="FILE_OR_URL", help="this catalog only")
     place.add_argument("--results", type=Path, default=Path("results"), help="folder of the studies' results")
     many = argparse.ArgumentParser(add_help=False)
-    many.add_argument("--limit", "-n", type=_positive, default=10, help="rows at most (default 10)")
+    many.add_argument("--limit", "-n", type=_from(1), default=10, help="rows at most (default 10)")
 
     parser = argparse.ArgumentParser(
         "saeflow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -262,14 +273,14 @@ def _parser() -> argparse.ArgumentParser:
     features = groups.add_parser("features", help="features of SAEs").add_subparsers(required=True, metavar="COMMAND")
     listed = add(features, "list", list_features, place, many)
     listed.add_argument("run", metavar="RUN", nargs="?")
-    listed.add_argument("--offset", type=int, default=0, help="features to skip")
+    listed.add_argument("--offset", type=_from(0), default=0, help="features to skip")
     top = add(features, "top", top_features, place, many)
     top.add_argument("run", metavar="RUN")
     top.add_argument("--dense", action="store_true", help="also features that fire on more than a tenth")
     add(features, "analyze", analyze_features, place).add_argument("run", metavar="RUN")
     details = add(features, "details", feature_details, place, many)
     details.add_argument("run", metavar="RUN")
-    details.add_argument("feature", metavar="FEATURE", type=int)
+    details.add_argument("feature", metavar="FEATURE", type=_from(0))
     search = add(features, "search", search_features, place, many)
     search.add_argument("text", metavar="TEXT", nargs="+")
     search.add_argument("--run", metavar="RUN", help="in this run only")
@@ -280,15 +291,19 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("package", metavar="PACKAGE", type=Path)
     send.add_argument("--yes", action="store_true", help="send; the key is read from NEURONPEDIA_API_KEY")
     send.add_argument("--server", default="https://www.neuronpedia.org", help="scheme and host")
-    send.add_argument("--first", type=int, default=0, help="batch to begin with, to go on after an error")
+    send.add_argument("--first", type=_from(0), default=0, help="batch to begin with, to go on after an error")
     serving = add(groups, "serve", serve_results, place)
     serving.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    serving.add_argument("--port", type=_positive, default=8000, help="port (default 8000)")
+    serving.add_argument("--port", type=_from(1, 65535), default=8000, help="port (default 8000)")
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+def _from(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:
+    """Reads a whole number within bounds, both included."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and lowest <= int(text) <= highest):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {lowest} to {highest}")
+        return int(text)
+
+    return read

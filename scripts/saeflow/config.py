@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from saeflow import strict_yaml
+from saeflow import config_checks, strict_yaml
 from saeflow.config_geometry import Geometry
 from saeflow.config_images import (
     ARCHITECTURES,
@@ -188,12 +188,6 @@ class Study(Section):
                     f"classifiers.roles.{name}.seeds: a captured role takes classifiers.seeds; drop the key, or leave "
                     f"'{name}' out of activations.roles"
                 )
-        for key, saes in (("saes", self.saes), ("language.saes", self.language and self.language.saes)):
-            if saes and saes.training.precision == "bfloat16" and self.compute.device == "cuda":
-                raise ValueError(
-                    f"{key}.training.precision: 'bfloat16' is for a CPU, but compute.device is 'cuda'; drop it, and "
-                    "set compute.matmul_precision to 'tf32'"
-                )
         if self.injection:
             _check_injection(self.injection, self)
         if self.geometry:
@@ -284,9 +278,12 @@ def parse(config: Mapping[str, Any]) -> Study:
     if secrets := list(_secrets(config, "")):
         raise ConfigError(limited(secrets))
     try:
-        return Study.model_validate(config)
+        study = Study.model_validate(config)
     except ValidationError as error:
         raise ConfigError(explain(error, Study)) from None
+    if problems := config_checks.problems(study):
+        raise ConfigError("\n".join(problems))
+    return study
 
 
 def load(path: Path | str) -> Study:

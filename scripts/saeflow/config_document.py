@@ -101,8 +101,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    SCHEMA.write_text(schema())
-    PAGE.write_text(page())
+    SCHEMA.write_text(schema(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The section of geometry: which concepts, how they are measured, and which hierarchical SAEs are trained on them."""
 
+import string
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -29,6 +30,8 @@ from saeflow.config_sections import (
     written,
 )
 
+FEWEST_WORDS = 3
+"""Words behind a concept vector, at least."""
 Synset = written("a noun of WordNet as animal.n.01", r"^[a-z0-9_'./-]+\.n\.\d\d$", 96)
 TEMPLATES = (
     "A {word} is a {concept}. Another {concept} is the",
@@ -36,6 +39,16 @@ TEMPLATES = (
     "Many a {concept} such as a {word}, a {word2} or a",
     "She had a {word} and he had a",
 )
+
+
+def _holds_words_alone(template: str) -> bool:
+    """Whether nothing but the words of a prompt stands in braces: a width takes memory, a dot leads into Python."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        return False
+    words = (None, "concept", "word", "word2", "word3", "word4")
+    return all(name in words and not width and not conversion for _, name, width, conversion in parts)
 
 
 class Concepts(Section):
@@ -73,12 +86,16 @@ class Concepts(Section):
         if self.source == "wordnet" and self.file:
             raise ValueError("file: is of `source: file`; drop it, or the source")
         for template in self.templates:
-            try:
-                template.format(concept="", word="", word2="", word3="", word4="")
-            except (KeyError, IndexError, ValueError):
+            if not _holds_words_alone(template):
                 raise ValueError(
                     f"templates: {template!r} may hold {{concept}}, {{word}}, {{word2}}, {{word3}} and {{word4}} alone"
-                ) from None
+                )
+        left = self.min_words - round(self.held_out_share * self.min_words)
+        if left < FEWEST_WORDS:
+            raise ValueError(
+                f"held_out_share: {self.held_out_share:g} leaves {left} of the {self.min_words} nouns that a child "
+                f"may have (min_words); a concept vector needs {FEWEST_WORDS}"
+            )
         return self
 
 
@@ -196,6 +213,22 @@ class HierarchicalSAEs(Section):
             raise ValueError(f"budget: {self.budget} is not in steps {list(self.steps)}")
         if self.rank > self.children * 8:
             raise ValueError(f"rank: {self.rank} exceeds 8 times children {self.children}")
+        if self.warmup_steps > self.steps[-1]:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} exceeds the last of steps, {self.steps[-1]}")
+        return self
+
+    @property
+    def latents(self) -> dict[str, int | None]:
+        """Concepts that the SAEs can stand for: parents, and children of one where a teacher gives them."""
+        taught = any(arm.start != "random" for arm in self.arms.values())
+        return {"parents": self.parents, "children": self.children if taught else None}
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        for name, arm in self.arms.items():
+            k, latents = (2 * arm.k, self.parents * (1 + self.children)) if arm.flat else (arm.k, self.parents)
+            if k > latents:
+                raise ValueError(f"arms.{name}.k: {arm.k} asks for {k} active of {latents} latents")
         return self
 
 

@@ -29,7 +29,28 @@ from saeflow.config_sections import (
 
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist_letters"]
 
-N_CLASSES: dict[Dataset, int] = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "kmnist": 10, "emnist_letters": 26}
+IMAGES_OF_CLASS: dict[Dataset, tuple[int, ...]] = {
+    "digits": (178, 182, 177, 183, 181, 182, 181, 179, 174, 180),
+    "mnist": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+    "fashion_mnist": (6000,) * 10,
+    "kmnist": (6000,) * 10,
+    "emnist_letters": (4800,) * 26,
+}
+"""Images by class: all of the digits, which the study divides, and the training images of the other sets."""
+
+N_CLASSES: dict[Dataset, int] = {name: len(images) for name, images in IMAGES_OF_CLASS.items()}
+
+
+def n_taken(key: str, share: float, label: int, n: int) -> int:
+    """Images that a share takes of the `n` of a class.
+
+    Raises:
+        ValueError: none, or all.
+    """
+    taken = round(share * n)
+    if not 0 < taken < n:
+        raise ValueError(f"{key}: {share:g} takes {taken} of {n} images of class {label}; each part needs one")
+    return taken
 
 
 class Data(Section):
@@ -41,7 +62,8 @@ class Data(Section):
     data_dir: PathToRead | None = Field(
         None,
         description="Folder that holds `<Name>/raw/*-ubyte.gz` (torchvision's layout) or the files themselves, packed "
-        "or not. Without it they are downloaded.",
+        "or not, under their own or Kaggle's names, or a zip archive of them: they are compared by what they hold. "
+        "Without it they are downloaded.",
     )
     test_share: number(ge=0.01, le=0.99) = Field(
         0.25, description="Share of `digits` held out as test split, by class. The other sets bring their own split."
@@ -61,6 +83,24 @@ class Data(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _every_part_has_images(self) -> Self:
+        _ = self.training_images
+        return self
+
+    @property
+    def training_images(self) -> tuple[int, ...]:
+        """Images of each class that networks are trained on."""
+        left = IMAGES_OF_CLASS[self.name]
+        for key in ("test_share", "calibration_share"):
+            share = getattr(self, key)
+            if share and (key == "calibration_share" or self.name == "digits"):
+                left = tuple(n - n_taken(key, share, label, n) for label, n in enumerate(left))
+        return left
+
+
+_ALIASES = ("first.pre", "first.post", "last.pre", "last.post")
+
 
 class Layers(Section):
     """Layers of an architecture between image and logits, every one followed by a ReLU."""
@@ -69,6 +109,30 @@ class Layers(Section):
         (), description="Channels of each convolution, which come first: 3 x 3, stride 2, padding 1."
     )
     hidden: InOrder[Width] = Field(min_length=1, description="Units of each dense layer.")
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Names of the values on the way from image to logits, in that order."""
+        layers = [f"conv{i + 1}" for i in range(len(self.channels))]
+        layers += [f"hidden{i + 1}" for i in range(len(self.hidden))]
+        return (*(f"{layer}.{side}" for layer in layers for side in ("pre", "post")), "logits")
+
+    def resolve(self, name: str, architecture: str) -> str:
+        """A hook point's own name: `first` and `last` replaced.
+
+        Arguments:
+            architecture: what these layers are called.
+        Raises:
+            ValueError: there is no such hook point.
+        """
+        layer, dot, side = name.partition(".")
+        ends = {"first": self.hook_points[0], "last": self.hook_points[-2]}
+        own = ends[layer].partition(".")[0] + dot + side if layer in ends else name
+        if own not in self.hook_points:
+            close = difflib.get_close_matches(name, (*self.hook_points, *_ALIASES), n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ValueError(f"'{name}': {hint}{architecture} has {', '.join(self.hook_points)}, and first.*, last.*")
+        return own
 
 
 ARCHITECTURES: dict[str, Layers] = {

@@ -78,6 +78,16 @@ class ConceptSpaces(Section):
         2, description="Both sweeps run among the first so many of the study's architectures."
     )
 
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if self.k > self.d_sae:
+            raise ValueError(f"k: {self.k} exceeds d_sae {self.d_sae}")
+        if self.sweep_architectures and min(self.sizes, default=self.k) < self.k:
+            raise ValueError(f"sizes: {min(self.sizes)} is below k {self.k}; sweep sizes of {self.k} and more")
+        if self.sweep_architectures and max(self.sparsities, default=1) > self.d_sae:
+            raise ValueError(f"sparsities: {max(self.sparsities)} exceeds d_sae {self.d_sae}")
+        return self
+
 
 class Distillation(Section):
     """The head of `fragment_distillation`."""

@@ -1,6 +1,6 @@
 """The section of inverse embeddings: which features are asked about, how inputs are searched for and explained."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from saeflow.config_sections import (
     whole,
     written,
 )
+from saeflow.endpoints import URL, VARIABLE
 
 WINDOWS_SCORED = 8
 """Windows of the data, per feature and length of a text, that a search scores before it starts."""
@@ -111,13 +112,21 @@ class Optimization(Section):
 class Explainer(Section):
     """A language model that explains, behind an OpenAI-compatible endpoint. It makes results depend on a service."""
 
-    url: written("an address that starts with https:// or http://", r"^https?://[^\s{}<>]+$", 1024) = Field(
-        description="Up to and without `/chat/completions`; https, or http on the same machine."
+    url: written("an address that starts with https:// or http://, without a user", URL, 1024) = Field(
+        description="Up to and without `/chat/completions`; https, or http on the same machine. Asked only if the "
+        f"environment variable {VARIABLE} allows its host."
     )
     model: Line = Field(description="Name of the model there.")
-    key_variable: written("capital letters, digits and _, with a letter first", r"^[A-Z][A-Z0-9_]*$", 64) | None = (
-        Field(None, description="Environment variable that holds the key; none is sent without it.")
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_no_key(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "key_variable" in value:
+            raise ValueError(
+                f"key_variable: no file says which key is sent; drop it, and set {VARIABLE}=https://host=NAME in your "
+                "environment"
+            )
+        return value
 
 
 class Explanation(Section):

@@ -1,5 +1,7 @@
 """The section of language models: which models, on which text, captured where, with which SAEs."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -12,6 +14,7 @@ from saeflow.config_sections import (
     Each,
     HookPoint,
     Jobs,
+    Line,
     Named,
     PathToRead,
     Rate,
@@ -64,6 +67,10 @@ HookOrPath = Annotated[
 ]
 
 
+SPECIAL_TOKENS = ("<unk>", "<s>")
+"""Of an embedded model's vocabulary: for words that it lacks, and for the start of a document."""
+
+
 class EmbeddedModel(Section):
     """A Llama-style model of words that the study trains itself, on the study's text."""
 
@@ -71,7 +78,9 @@ class EmbeddedModel(Section):
     layers: whole(1, 1000) = Field(2, description="Blocks.")
     heads: whole(1, 1000) = Field(4, description="Attention heads; they divide the width.")
     mlp_width: Width = Field(172, description="Width inside the MLP.")
-    vocabulary: Width = Field(4096, description="Words of the vocabulary, the most frequent, at most.")
+    vocabulary: whole(len(SPECIAL_TOKENS) + 1, 10**6) = Field(
+        4096, description="Words of the vocabulary, the most frequent, at most; two of them are special tokens."
+    )
     steps: Steps = Field(1200, description="Optimiser steps.")
     batch_size: Rows = Field(32, description="Contexts per step.")
     learning_rate: Rate = Field(5e-3, description="Peak step size of AdamW; decays to a tenth by a cosine.")
@@ -91,6 +100,29 @@ class EmbeddedModel(Section):
             raise ValueError(f"warmup_steps: {self.warmup_steps} exceeds steps {self.steps}")
         return self
 
+    def modules(self, side: str) -> tuple[str, ...]:
+        """Paths of its modules that take or give a vector per token.
+
+        Arguments:
+            side: `input` or `output`.
+        """
+        attention = ["self_attn", *(f"self_attn.{name}_proj" for name in "qkvo")]
+        mlp = ["mlp", *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))]
+        inside = ["", *(f".{name}" for name in (*attention, *mlp, "input_layernorm", "post_attention_layernorm"))]
+        blocks = [f"model.layers.{i}{name}" for i in range(self.layers) for name in inside]
+        return (*(["model", "model.embed_tokens"] if side == "output" else []), *blocks, "model.norm", "lm_head")
+
+
+def no_such_module(path: str, modules: Iterable[str]) -> str:
+    """What to say of a module that a model does not have: the nearest that it has."""
+    modules = list(modules)
+    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.4)
+    # A path that is right but for its last step says most by what is beside it.
+    parent = path.rpartition(".")[0]
+    beside = [name for name in modules if parent and name.rpartition(".")[0] == parent][:5]
+    nearest = list(dict.fromkeys([*close, *beside])) or modules[:7]
+    return f"'{path}': the model has no such module; nearest: {', '.join(nearest)}"
+
 
 class LanguageModel(Section):
     """A causal language model: exactly one of `embedded`, `id` and `folder`."""
@@ -107,8 +139,10 @@ class LanguageModel(Section):
         "`{module: ..., side: input}`.",
     )
     dtype: DType = Field("float32", description="Number type that the model is loaded in.")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "sdpa", description="Attention implementation of transformers."
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None,
+        description="Attention implementation of transformers; it chooses (`sdpa`, else `eager`) if none is named, "
+        "and where a model has no `sdpa`.",
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
         None, description="How accelerate spreads the model over devices; without it, all is on `compute.device`."
@@ -135,6 +169,14 @@ class LanguageModel(Section):
         return {hook.name: hook for hook in self.hook_points}
 
 
+# A line that stands between documents.
+Separator = written(
+    'a line that can be seen, or "\\n" (a document per line), or "\\n\\n" (empty lines divide)',
+    r"^(\n{1,2}|[^\x00-\x1f\ufeff]*[^\s\x00-\x1f\ufeff][^\x00-\x1f\ufeff]*)$",
+    64,
+)
+
+
 class Text(Section):
     """What the models read: the embedded corpus, or one of `folder` and `dataset`."""
 
@@ -143,10 +185,12 @@ class Text(Section):
     revision: HubName | None = Field(None, description="Commit, tag or branch of `dataset`.")
     subset: HubName | None = Field(None, description="Configuration of `dataset`, if it has several.")
     split: HubName = Field("train", description="Split of `dataset`.")
-    column: HubName = Field("text", description="Column of `dataset`, or of Parquet files, that holds the text.")
+    column: Line = Field("text", description="Column of `dataset`, or of Parquet files, that holds the text.")
     streaming: Switch = Field(True, description="Take the first documents of `dataset` without a download of the rest.")
-    separator: written("text on one line", r"^[^\x00-\x1f]+$", 64) = Field(
-        "<|endoftext|>", description="What stands between the documents of a `.txt` file; without it a file is one."
+    separator: Separator = Field(
+        "<|endoftext|>",
+        description="The line that stands between the documents of a `.txt` file; without it a file is one. "
+        '`"\\n"` makes each line a document, `"\\n\\n"` divides at empty lines.',
     )
     hierarchy: PathToRead | None = Field(
         None, description="Nouns that the embedded corpus is made from, if not `config/concepts/hierarchy.yaml`."
@@ -165,6 +209,11 @@ class Text(Section):
         if self.hierarchy is not None and (self.folder or self.dataset):
             raise ValueError("hierarchy: is of the embedded corpus; drop it, or `folder` and `dataset`")
         return self
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the tokens, and of the documents, that is held out."""
+        return self.held_out_tokens / (self.train_tokens + self.held_out_tokens)
 
 
 class LanguageActivations(Section):

@@ -57,7 +57,8 @@ def claim(cards: Sequence[str], folder: Path | None = None) -> int:
         folder: for the locks; the system's folder for temporary files if not given.
     """
     for i, card in enumerate(cards):
-        lock = open((folder or Path(tempfile.gettempdir())) / f"saeflow-{os.getuid()}-gpu-{card}.lock", "w")  # noqa: SIM115
+        name = f"saeflow-{os.getuid()}-gpu-{card}.lock"
+        lock = open((folder or Path(tempfile.gettempdir())) / name, "w", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

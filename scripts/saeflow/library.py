@@ -27,7 +27,11 @@ def modules_of(script: Path) -> list[str]:
 @cache
 def _imports(source: Path) -> tuple[Path, ...]:
     """Files of the package that one file names in its import statements, wherever they stand."""
-    found = (path for node in _statements(ast.parse(source.read_text()).body) for path in _files(node, source))
+    found = (
+        path
+        for node in _statements(ast.parse(source.read_text(encoding="utf-8")).body)
+        for path in _files(node, source)
+    )
     return tuple(dict.fromkeys(found))
 
 

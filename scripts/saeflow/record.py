@@ -38,7 +38,7 @@ def processor() -> str:
     Virtual machines share names; libraries of linear algebra choose their code by what else is here.
     """
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
@@ -83,7 +83,7 @@ def write(rule: str, threads: int, device: str, started: datetime) -> None:
 
 def of(log: Path) -> dict[str, Any] | None:
     """Record of the job whose log this is; None where it has none, or is gone."""
-    lines = log.read_text().splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     found = [line.partition(_MARK)[2] for line in lines if _MARK in line]
     return json.loads(found[-1]) if found else None
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
-ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""What a job's process must find when it starts: without it the sums of cuBLAS depend on the stream."""
+ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUTF8": "1"}
+"""What a job's process must find when it starts: without it the sums of cuBLAS depend on the stream, and what libraries
+read and write depends on the locale."""
 
 
 def child_seed(root: int, *names: object) -> int:
@@ -36,7 +38,7 @@ def digest_of(content: Any) -> str:
 
 def write_json(path: Path | str, content: Any) -> None:
     """Write JSON with sorted keys, so that equal content is equal bytes; NaN and infinity are refused."""
-    Path(path).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    Path(path).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_arrays(path: Path | str, arrays: Mapping[str, Any]) -> None:
@@ -53,19 +55,23 @@ def write_arrays(path: Path | str, arrays: Mapping[str, Any]) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getbuffer())
 
 
+def files_below(folder: Path) -> set[Path]:
+    """Files of a result that is a folder: all but the one, of no content, by which Snakemake marks it as finished."""
+    return {path for path in folder.rglob("*") if path.is_file() and path.name != ".snakemake_timestamp"}
+
+
 def manifest(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     """Digest of every file among `paths` and below its directories, by path relative to `root`, sorted."""
     files: set[Path] = set()
     for path in map(Path, paths):
-        files.update(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else files.add(path)
-    # Snakemake marks a finished directory output by a file that carries the time.
-    named = {file.relative_to(root).as_posix(): file for file in files if file.name != ".snakemake_timestamp"}
+        files |= files_below(path) if path.is_dir() else {path}
+    named = {file.relative_to(root).as_posix(): file for file in files}
     return {name: sha256_file(named[name]) for name in sorted(named)}
 
 
 def write_manifest(path: Path, digests: Mapping[str, str]) -> None:
     """Write digests in the form that `sha256sum -c` reads."""
-    path.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())))
+    path.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())), encoding="utf-8")
 
 
 def read_manifest(path: Path) -> dict[str, str]:
@@ -75,10 +81,12 @@ def read_manifest(path: Path) -> dict[str, str]:
         ValueError: a line that is not `<64 hex digits>  <name>`.
     """
     digests = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
         digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise ValueError(f"{path}, line {number}: expected '<sha256>  <path>', found '{line}'")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not name.isprintable() or not name or name in digests:
+            raise ValueError(
+                f"{path}, line {number}: expected '<sha256>  <path>', each path once, found {line[:200]!r}"
+            )
         digests[name] = digest
     return digests
 
@@ -139,8 +147,13 @@ def _table_difference(ours: Path, reference: Path, *, rtol: float, atol: float) 
     """How the tables differ: the worst column of numbers, or the first column of anything else."""
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
-    a, b = pd.read_parquet(ours), pd.read_parquet(reference)
+    a = pd.read_parquet(ours)
+    try:
+        b = pd.read_parquet(reference)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return f"the reference cannot be read ({str(error)[:200]!r})"
     if a.shape != b.shape or list(a.columns) != list(b.columns):
         return f"shape {a.shape} with columns {list(a.columns)}, reference {b.shape} with {list(b.columns)}"
     worst = None

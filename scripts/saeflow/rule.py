@@ -92,7 +92,7 @@ class _NoPandas(importlib.abc.MetaPathFinder):
 
 def _cause(error: Exception, job: Any) -> str:
     """The error and what to do about it."""
-    what_to_do = advice(error, list(job.input), list(job.output))
+    what_to_do = advice(error, list(job.input), list(job.output), dict(job.params.items()).get("cfg"))
     return redact("\n".join([f"{job.rule}: {type(error).__name__}: {error}", *what_to_do]))
 
 
@@ -106,7 +106,7 @@ class _Formatter(logging.Formatter):
 def _open_log(path: Path) -> None:
     # A log that the full disk does not take must not hide the message that says so.
     logging.raiseExceptions = False
-    handler = logging.FileHandler(path, mode="w")
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(_Formatter(_LOG_FORMAT))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from saeflow import extras
+
 VARIABLE = "SAEFLOW_TRACKERS"
 
 
@@ -23,6 +25,8 @@ class Tracker(Protocol):
 
 class TensorBoard:
     """Event files, a folder for each training: `tensorboard --logdir results/<study>/logs` shows them."""
+
+    package = "tensorboardX"
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
@@ -43,6 +47,8 @@ class TensorBoard:
 
 class WeightsAndBiases:
     """A run for each training; kept here until `wandb sync` sends it, unless WANDB_MODE says otherwise."""
+
+    package = "wandb"
 
     def __init__(self, folder: Path) -> None:
         import wandb
@@ -71,6 +77,19 @@ _KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 _open: list[Tracker] = []
 
 
+def problems(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """A line per name that is none of a tracker, or whose package is not installed."""
+    for name in _named(environment):
+        if name not in _KINDS:
+            yield f"{VARIABLE}: '{name}' is none of {', '.join(_KINDS)}"
+        elif said := extras.missing(_KINDS[name].package):
+            yield f"{VARIABLE}: '{name}' {said}"
+
+
+def _named(environment: Mapping[str, str]) -> list[str]:
+    return [name.strip() for name in environment.get(VARIABLE, "").split(",") if name.strip()]
+
+
 @contextmanager
 def followed(folder: Path, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Open the trackers that the environment names, for what is trained inside.
@@ -78,19 +97,11 @@ def followed(folder: Path, environment: Mapping[str, str] = os.environ) -> Itera
     Arguments:
         folder: for what they write.
     Raises:
-        ValueError: a name that is none of a tracker.
-        ImportError: its package is not installed; says how to get it.
+        ValueError: see `problems`.
     """
-    for name in filter(None, (part.strip() for part in environment.get(VARIABLE, "").split(","))):
-        if name not in _KINDS:
-            raise ValueError(f"{VARIABLE}: '{name}' is none of {', '.join(_KINDS)}")
-        try:
-            _open.append(_KINDS[name](folder))
-        except ImportError as error:
-            raise ImportError(
-                f"{VARIABLE}: '{name}' needs the package '{error.name}', which is not installed: "
-                "pip install --no-deps --require-hashes -r envs/tracking.lock"
-            ) from error
+    for problem in problems(environment):
+        raise ValueError(problem)
+    _open.extend(_KINDS[name](folder) for name in _named(environment))
     try:
         yield
     finally:

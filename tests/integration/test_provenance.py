@@ -8,8 +8,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from foreign_crates import Forgery
 
 from saeflow import config, record, reproduce
 from saeflow.publish import crate_layout as layout
@@ -149,6 +151,23 @@ def test_a_rebuilt_study_is_compared_table_by_table_on_request(workshop, rebuilt
     assert f"equal: {n_tables} the same" in said
 
 
+def test_a_crate_that_calls_every_number_equal_is_compared_within_the_projects_tolerances(workshop, rebuilt, tmp_path):
+    forgery = Forgery(workshop.crate, tmp_path / "forgery")
+    path = forgery.root / "study/tables/saes_summary.parquet"
+    table = pd.read_parquet(path)
+    table.loc[0, "l0"] *= 2
+    table.to_parquet(path)
+    forgery.study({"verify.rtol": 1.0})
+    forgery.seal()
+    arguments = ("reproduce", f"CRATE={forgery.root}", f"INTO={workshop.again}", "COMPARE=tables")
+    said = workshop.make(*arguments, check=False)
+    assert "the crate asks for 1 relative tolerance, 1e-06 absolute, which is not taken" in said
+    assert "different   tables/saes_summary.parquet: column l0" in said
+    said = workshop.make(*arguments, "RTOL=1")
+    assert "0 different" in said
+    assert "tables within 1e-06 + 1 |reference|" in said
+
+
 def test_the_report_of_a_built_study_is_an_archive(workshop):
     workshop.make("report", f"STUDY={workshop.study}")
     with zipfile.ZipFile(workshop.root / "results" / "smoke.report.zip") as archive:
@@ -201,9 +220,9 @@ def test_a_crate_that_cannot_be_rebuilt_is_refused(opened, tmp_path, name, conte
     assert not (tmp_path / "again" / "study.yaml").exists()
 
 
-def test_a_crate_whose_study_cannot_run_is_refused(opened, tmp_path):
+def test_a_crate_whose_study_was_altered_is_refused(opened, tmp_path):
     spoil(opened, "study/study.yaml", "study: smoke\nseeed: 1\n")
-    with pytest.raises(config.ConfigError, match="did you mean 'seed'"):
+    with pytest.raises(reproduction.CrateError, match=r"different   study/study\.yaml"):
         reproduction.receive(opened, tmp_path / "again")
 
 

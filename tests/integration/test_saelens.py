@@ -19,6 +19,7 @@ from saeflow.sae.metrics import evaluate
 
 D_IN, D_SAE, N = 48, 192, 400
 TOLERANCE = 1e-6  # of the largest value in the tensor: float32 resolves 1.2e-7
+HALF_TOLERANCE = 5e-3  # sae_lens computes in float16, which resolves 9.8e-4
 METADATA = {"model_name": "FFN", "hook_name": "last.pre", "seed": 3}
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,16 @@ def variants(x):
     return saes | {f"{name}_normalized": sae.fold_normalization(mean, 0.7) for name, sae in saes.items()}
 
 
+OLDER = (
+    "activation_fn",
+    "activation_fn_str",
+    "attention",
+    "dtype_of_torch",
+    "no_architecture",
+    "normalize_false",
+    "scaled_by_1",
+    "topk",
+)
 NAMES = [
     name + suffix
     for name in ("relu", "relu_threshold_adjusted", "topk", "batchtopk", "matryoshka", "jumprelu", "gated")
@@ -74,7 +85,8 @@ def assert_equal_numbers(folder, side, name):
     reference = load_file(folder / f"{side}.safetensors")
     for key, value in {"latents": z, "reconstruction": sae.decode(z)}.items():
         expected = reference[f"{name}/{key}"]
-        torch.testing.assert_close(value, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+        assert torch.isfinite(value).all()
+        torch.testing.assert_close(value, expected.float(), rtol=0, atol=TOLERANCE * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,6 +110,27 @@ def test_our_explained_variance_is_that_of_sae_lens(exchange, name):
     assert ours == pytest.approx(theirs, rel=1e-5)  # it sums float32 squares
 
 
-@pytest.mark.parametrize("name", ["standard", "jumprelu", "gated", "topk", "batchtopk"])
+ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
+
+
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES, *(f"{name}_float64" for name in ARCHITECTURES), "batchtopk", "folded"]
+)
 def test_we_encode_and_decode_what_sae_lens_saves_as_it_does(exchange, name):
     assert_equal_numbers(exchange, "theirs", name)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_we_compute_in_float32_what_sae_lens_does_in_half_precision(exchange, name):
+    """Off by its rounding, and by the latents that it puts on the other side of a threshold."""
+    sae, x = load(exchange / "theirs" / f"{name}_float16"), load_file(exchange / "x.safetensors")["x"]
+    assert sae.dtype == torch.float32
+    z, expected = sae.encode(x), load_file(exchange / "theirs.safetensors")[f"{name}_float16/latents"].float()
+    both = (z > 0) & (expected > 0)
+    assert both.sum() > 0.99 * max((z > 0).sum(), (expected > 0).sum())
+    torch.testing.assert_close(z[both], expected[both], rtol=0, atol=HALF_TOLERANCE * float(expected.max()))
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_we_read_the_configurations_of_older_versions_as_sae_lens_does(exchange, name):
+    assert_equal_numbers(exchange, "theirs", f"older_{name}")

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from language_features import write_study
 
 from saeflow.catalog import queries
 from saeflow.command_line import main
+from saeflow.terminal import escaped
 
 RUN, OTHER = "tales/tiny/model.layers.1/topk_3x", "more/tiny/model.layers.1/jumprelu_3x"
 
@@ -131,7 +133,11 @@ def test_search_finds_words_in_labels_before_those_in_contexts(saeflow):
         (["features", "top", "topk_4x"], f"no run is called 'topk_4x'; nearest: {RUN}"),
         (["features", "top", "tiny"], "part of 2 runs; say which: "),
         (["features", "details", "topk", "48"], f"{RUN} has no feature 48; it has features 0 to 47"),
-        (["features", "search", " "], "TEXT is empty"),
+        (["features", "details", "topk", str(2**31 - 1)], "it has features 0 to 47"),
+        (["features", "top", "x" * 600], "600 characters; a run's name has 512 at most"),
+        (["features", "search", " "], "the text is empty"),
+        (["features", "search", "a\0"], "character of number 0"),
+        (["features", "search", *["word"] * 15_000], "15,000 words, 74,999 characters; give 32 words"),
         (["runs", "list", "--catalog", "lost.sqlite"], "lost.sqlite: no such catalog"),
         (["load", "lost"], "lost: no such folder"),
     ],
@@ -146,10 +152,59 @@ def test_without_a_catalog_it_says_how_to_get_one(tmp_path, capsys):
 
 
 def test_a_wrong_call_shows_the_usage():
-    for words in ([], ["features"], ["features", "top"], ["features", "top", "x", "-n", "0"]):
+    numbers = (["-n", "0"], ["-n", "9" * 30], ["-n", "²"], ["-n", "9" * 5000])
+    for words in ([], ["features"], ["features", "top"], *(["features", "top", "x", *number] for number in numbers)):
         with pytest.raises(SystemExit) as stopped:
             main(words)
         assert stopped.value.code == 2
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eabc[red]\x7f"
+
+
+@pytest.fixture
+def hostile(tmp_path) -> Path:
+    """A study whose labels, tokens and contexts carry escape sequences."""
+    folder = write_study(tmp_path)
+    for path in folder.rglob("*.parquet"):
+        table = pq.read_table(path).to_pylist()
+        for row in table:
+            row |= {
+                name: [HOSTILE] * len(row[name]) for name in ("tokens", "top_tokens", "bottom_tokens") if name in row
+            }
+        pq.write_table(pa.Table.from_pylist(table, schema=pq.read_schema(path)), path)
+    assert main(["load", str(folder)]) == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("features", "top", "topk", "--dense"),
+        ("features", "details", "topk", "0"),
+        ("features", "search", "owned"),
+        ("features", "analyze", "topk"),
+        ("features", "top", HOSTILE),
+        ("verify", HOSTILE),
+    ],
+)
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_labels_reach_a_terminal_without_their_escape_sequences(hostile, capsys, words, form):
+    capsys.readouterr()
+    where = [] if words[0] == "verify" else ["--results", str(hostile)]
+    main([*words, *where, *(["--json"] if form == "json" else [])])
+    shown = "".join(capsys.readouterr())
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert "owned" in shown or words[1] == "analyze"
+
+
+def test_json_is_equal_when_it_is_read_in_any_encoding():
+    text = json.dumps({"label": HOSTILE + "é✓\U0001d538\n"}, ensure_ascii=False, indent=2)
+    for encoding in ("utf-8", "latin-1", "ascii"):
+        shown = escaped(text, encoding)
+        shown.encode(encoding)
+        assert json.loads(shown) == json.loads(text)
+    assert escaped('"é✓"') == '"é✓"'
 
 
 def test_the_environment_names_a_catalog_for_all_studies(saeflow, results, tmp_path, monkeypatch):

@@ -155,8 +155,142 @@ def test_a_mistake_in_the_language_section_is_named_too(bad, said):
     assert said in str(error.value)
 
 
+GEOMETRY = {"hierarchical": {"steps": [10], "budget": 10, "warmup_steps": 5}, "contexts": {"train": 8, "test": 8}}
+
+
+def geometry(**keys):
+    return language() | {"geometry": GEOMETRY | keys}
+
+
+def arms(**arm):
+    return geometry(hierarchical={"arms": {"a": arm}, "parents": 4, "children": 2})
+
+
+def inverted(size, **keys):
+    return language(text={"context_size": size}, saes={"variants": {"t": TOPK}}) | {"inversion": keys}
+
+
+TOPK = {"architecture": "topk", "d_sae": 8, "k": 2}
+ON_GPU = {"compute": {"device": "cuda"}}
+LOW = {"precision": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (
+            study(activations={"hook_points": ["hiden1.pre"]}),
+            "activations.hook_points: 'hiden1.pre': did you mean 'hidden1.pre'? SimpleNN has hidden1.pre, hidden1.post",
+        ),
+        (study(activations={"hook_points": ["lst.pre"]}), "'lst.pre': did you mean 'last.pre'?"),
+        (
+            study(
+                classifiers={"architectures": ["FFN", "DeepNN"]},
+                activations={"hook_points": ["last.pre", "hidden2.pre"]},
+            ),
+            "activations.hook_points: 'hidden2.pre': did you mean 'hidden1.pre'? FFN has hidden1.pre, hidden1.post",
+        ),
+        (
+            study(
+                classifiers={"architectures": ["Own"], "layers": {"Own": {"channels": [4], "hidden": [8]}}},
+                activations={"hook_points": ["conv2.post"]},
+            ),
+            "'conv2.post': did you mean 'conv1.post'? Own has conv1.pre, conv1.post, hidden1.pre, hidden1.post, logits",
+        ),
+        (
+            study(dataset={"test_share": 0.99, "calibration_share": 0.2}),
+            "dataset.calibration_share: 0.2 takes 0 of 2 images of class 0; each part needs one",
+        ),
+        (
+            study(dataset={"name": "mnist", "calibration_share": 1e-6}),
+            "dataset.calibration_share: 1e-06 takes 0 of 5923 images of class 0",
+        ),
+        (injection(concept_spaces={"d_sae": 4}), "injection.concept_spaces.k: 8 exceeds d_sae 4"),
+        (injection(concept_spaces={"k": 64}), "injection.concept_spaces.sizes: 32 is below k 64"),
+        (injection(concept_spaces={"d_sae": 24}), "injection.concept_spaces.sparsities: 32 exceeds d_sae 24"),
+        (
+            injection(few_shots=[1, 200]),
+            "injection.few_shots: 200 exceeds the 109 training images of class 4",
+        ),
+        (
+            injection(concept_spaces={"training": {"steps": 500, "sparsity_warmup_steps": 0} | LOW}) | ON_GPU,
+            "injection.concept_spaces.training.precision: 'bfloat16' is for a CPU, but compute.device is 'cuda'",
+        ),
+        (study(saes={"training": LOW}) | ON_GPU, "saes.training.precision: 'bfloat16' is for a CPU"),
+        (
+            sae(architecture="relu", d_sae=8, target_l0=1e-6),
+            "saes.variants.t.target_l0: 1e-06 asks for no active latent on 1347 rows",
+        ),
+        (
+            model(embedded={}, hook_points=["model.layers.2"]),
+            "language.models.m.hook_points: 'model.layers.2': the model has no such module; nearest: model.layers.1",
+        ),
+        (
+            model(embedded={}, hook_points=[{"module": "model.embed_tokens", "side": "input"}]),
+            "language.models.m.hook_points: 'model.embed_tokens': the model has no such module",
+        ),
+        (model(embedded={"vocabulary": 2}), "language.models.m.embedded.vocabulary: 2 is not right"),
+        (
+            language(
+                models={"m": {"embedded": {"vocabulary": 8}, "hook_points": ["lm_head"]}},
+                saes={"variants": {"t": TOPK}},
+            ),
+            "language.features.logits: 10 exceeds language.models.m.embedded.vocabulary 8",
+        ),
+        (
+            geometry(interventions={"inner": "model.layers.9"}),
+            "geometry.interventions.inner: 'model.layers.9': the model has no such module; nearest: ",
+        ),
+        (
+            language(models={"m": {"embedded": {"vocabulary": 64}, "hook_points": ["lm_head"]}})
+            | {"geometry": GEOMETRY},
+            "language.models.m.embedded.vocabulary: 64 words do not determine geometry's covariance of width 64",
+        ),
+        (
+            geometry(hierarchical={"rank": 72, "children": 9}),
+            "geometry.hierarchical.rank: 72 exceeds language.models.m.embedded.width 64",
+        ),
+        (
+            geometry(contexts={"select": 40_000, "test": 4096}),
+            "geometry.contexts: select 40000 and test 4096 exceed language.text.held_out_tokens 40000",
+        ),
+        (
+            geometry(contexts={"train": 300_000}, concepts={"prompts": 0}),
+            "geometry.contexts.train: 300000 exceeds language.text.train_tokens 200000",
+        ),
+        (geometry(concepts={"held_out_share": 0.6}), "geometry.concepts.held_out_share: 0.6 leaves 2 of the 6 nouns"),
+        (arms(k=5), "geometry.hierarchical.arms.a.k: 5 asks for 5 active of 4 latents"),
+        (arms(k=7, flat=True), "geometry.hierarchical.arms.a.k: 7 asks for 14 active of 12 latents"),
+        (
+            geometry(hierarchical={"steps": [10], "budget": 10, "warmup_steps": 50}),
+            "geometry.hierarchical.warmup_steps: 50 exceeds the last of steps, 10",
+        ),
+        (
+            inverted(32, explanation={"window": 32}),
+            "inversion.explanation.window: 32 tokens and the start token do not fit into language.text.context_size 32",
+        ),
+        (
+            inverted(16, explanation={"window": 8}),
+            "inversion.optimization.length: 16 tokens and the start token exceed what an embedded model reads",
+        ),
+    ],
+)
+def test_what_sections_ask_of_one_another_is_checked_before_any_job(bad, said):
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(bad)
+    assert any(said in line for line in str(error.value).splitlines()), str(error.value)
+
+
+def test_what_only_a_stage_asks_is_no_mistake_without_it():
+    stages = {"optimize": False, "explain": False}
+    assert config.parse(inverted(8, pipeline=stages))
+    assert config.parse(geometry(hierarchical=None, contexts={"select": 90_000}, interventions={"inner": "x"}))
+    assert config.parse(injection(few_shots=[500], methods=["ridge_regression"]))
+    assert config.parse(injection(concept_spaces={"k": 64, "sweep_architectures": 0}))
+
+
 def test_hook_points_are_named_by_module_and_side():
-    found = config.parse(model(embedded={}, hook_points=["a.b", {"module": "a.b", "side": "input"}]))
+    found = config.parse(model(folder="f", hook_points=["a.b", {"module": "a.b", "side": "input"}]))
     assert list(found.language.models["m"].hooks) == ["a.b", "a.b.input"]
 
 

@@ -33,10 +33,10 @@ def test_the_split_of_digits_follows_the_seed():
     assert rows(splits[0]) != rows(splits[2])
 
 
-@pytest.mark.parametrize("share", [0.0001, 0.9999])
-def test_a_split_without_an_image_of_a_class_is_refused(share):
-    with pytest.raises(DatasetError, match=r"dataset\.test_share: .* of class 0"):
-        images.build(config.Data(test_share=share))
+def test_the_study_knows_how_many_training_images_each_class_has():
+    data = config.Data(test_share=0.3, calibration_share=0.2)
+    dataset = images.build(data)
+    assert data.training_images == tuple(np.bincount(dataset.train.labels))
 
 
 def test_calibration_images_are_a_share_of_each_class_taken_from_the_training_split():

@@ -2,20 +2,22 @@
 
 import copy
 import dataclasses
-import json
 
+import language_families
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_models
 import torch
+from transformers import GPT2LMHeadModel
 
 from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
 from saeflow.geometry import comparison, contexts, interventions, spaces, steering_verdict, unembedding
 from saeflow.geometry.concepts import Concepts
 from saeflow.geometry.contexts import NONE, LabelledContexts
 from saeflow.geometry.evaluation import Bench, codes_of, evaluate
-from saeflow.models import language
+from saeflow.models import language, readout
+from saeflow.models.language_training import word_tokenizer
 from saeflow.sae.hierarchical import HierarchicalSAEs
 from saeflow.sae.hierarchical_training import Member, Shape, initial
 
@@ -46,37 +48,100 @@ def concepts():
     return Concepts(("p", "q"), ("p/a", "p/b", "q/a", "q/b"), np.array([0, 0, 1, 1]), table)
 
 
-@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
-def test_logits_are_the_unembedding_of_the_captured_states(folders, architecture):
-    model = language.load(folders[architecture], tiny_models.SETTINGS, "cpu")
-    gamma, rows = unembedding.load(folders[architecture], tiny_models.SETTINGS)
-    bias = unembedding.bias(folders[architecture], len(gamma))
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a model of a family, with a tokenizer of words."""
+
+    def save(kind, **own):
+        model = language_families.build(kind, **own)
+        model.save_pretrained(tmp_path / kind)
+        word_tokenizer([tiny_models.WORDS], 100).tokenizer.save_pretrained(tmp_path / kind)
+        return tmp_path / kind
+
+    return save
+
+
+def logits_and_states(folder):
+    """The model's own, at some tokens of text, with the unembedding of its folder and the tokens that follow."""
+    model = language.load(folder, tiny_models.SETTINGS, "cpu")
     tokens = torch.randint(2, 12, (3, 9), generator=torch.Generator().manual_seed(0))
     is_text = np.ones((3, 9), bool)
     is_text[1, 5] = False
     ((h, following),) = contexts.final_states(model, [(tokens.numpy(), is_text)])
     with torch.no_grad():
         logits = model(tokens).logits
-    # Not the first token, not the last, and not the one before what is no text.
-    wanted = [(i, t) for i in range(3) for t in range(1, 8) if (i, t) != (1, 4)]
+    # Not the first token, not the last, not what is no text, and not the one before it.
+    wanted = [(i, t) for i in range(3) for t in range(1, 8) if (i, t) not in ((1, 4), (1, 5))]
     assert following.tolist() == [int(tokens[i, t + 1]) for i, t in wanted]
-    expected = torch.stack([logits[i, t] for i, t in wanted])
-    torch.testing.assert_close(h @ torch.from_numpy(gamma).T + torch.from_numpy(bias), expected, rtol=1e-3, atol=1e-3)
+    return model, torch.stack([logits[i, t] for i, t in wanted]), h
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_logits_are_the_unembedding_of_the_captured_states(folders, architecture):
+    model, logits, h = logits_and_states(folders[architecture])
+    gamma, bias, rows = unembedding.load(folders[architecture], tiny_models.SETTINGS)
+    torch.testing.assert_close(h @ torch.from_numpy(gamma).T + torch.from_numpy(bias), logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(readout.logits(model, h), logits)
     tokenizer = language.load_tokenizer(folders[architecture], tiny_models.SETTINGS).tokenizer
     assert not set(rows.tolist()) & set(tokenizer.all_special_ids)
     assert rows.max() < len(tokenizer)
 
 
-def test_an_unembedding_by_no_known_name_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({}))
-    with pytest.raises(unembedding.UnembeddingError, match="no unembedding by a known name"):
-        unembedding.load(tmp_path, tiny_models.SETTINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bloom",  # tied, and the configuration does not say so
+        "biogpt",  # an unembedding by a name of its own
+        "codegen",  # with a bias
+        "cohere",  # logits are scaled
+        "granite",
+        "gemma2",  # and capped
+        "gemma3 with vision",  # tied inside of a model of text and images
+        "mpt",
+        "nanochat",
+        "opt, normed and projected",
+        "recurrent_gemma",
+        "rwkv",
+    ],
+)
+def test_unembeddings_are_found_by_what_computes_the_logits(saved, name):
+    kind, own, _ = language_families.FAMILIES[name]
+    model, logits, h = logits_and_states(folder := saved(kind, **own))
+    gamma, bias, _ = unembedding.load(folder, tiny_models.SETTINGS)
+    torch.testing.assert_close(readout.logits(model, h), logits)
+    linear = h @ torch.from_numpy(gamma).T + torch.from_numpy(bias)
+    cap = getattr(model.config, "final_logit_softcapping", None) or getattr(model.config, "logits_soft_cap", None)
+    expected = cap * torch.atanh(logits / cap) if cap else logits
+    torch.testing.assert_close(linear, expected, rtol=2e-3, atol=2e-3 * float(expected.std()))
+
+
+def test_logits_that_are_no_linear_function_are_refused(saved, monkeypatch):
+    folder = saved("gpt2", n_embd=32, n_layer=1, n_head=4)
+    forward = GPT2LMHeadModel.forward
+
+    def squared(self, *args, **kwargs):
+        found = forward(self, *args, **kwargs)
+        found.logits = found.logits**2
+        return found
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", squared)
+    with pytest.raises(unembedding.UnembeddingError, match=r"gpt2: .*more with its logits than scale and cap them"):
+        unembedding.load(folder, tiny_models.SETTINGS)
+
+
+def test_tokens_that_say_that_no_text_has_them_are_no_words():
+    unused = ["<unused12>", "[unused12]", "<|reserved_special_token_3|>", "<|placeholder1|>", "<|reserved_200003|>"]
+    assert all(unembedding.is_unused(token) for token in unused)
+    words = ["unused", "Ġunused", "▁unused", "reserved", "<0x0A>", "[", "placeholder", "<extra>", "the"]
+    assert not any(unembedding.is_unused(token) for token in words)
 
 
 def test_prompts_are_read_at_their_own_ends(folders, llama):
     tokenizer = language.load_tokenizer(folders["llama"], tiny_models.SETTINGS)
     texts = ["the cat sat on", "a dog", "who saw the dog ran"]
     together = contexts.prompt_states(llama, tokenizer, texts, 2)
+    with pytest.raises(ValueError, match=r"prompt 'a dog <s>' does not end with text; let geometry\.concepts"):
+        contexts.prompt_states(llama, tokenizer, ["the cat", "a dog <s>"], 2)
     alone = torch.cat([contexts.prompt_states(llama, tokenizer, [text], 1) for text in texts])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 

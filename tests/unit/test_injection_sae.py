@@ -26,6 +26,7 @@ from saeflow.injection.protocol import Guard
 from saeflow.injection.task import Task
 from saeflow.models import classifiers
 from saeflow.models.classifiers import StackedClassifier
+from saeflow.sae import health
 from saeflow.sae.architectures import SparseAutoencoder
 
 METHODS = (
@@ -479,3 +480,19 @@ def test_the_rule_trains_the_saes_of_every_role(images, tmp_path):
     found = concept_saes.load(tmp_path / "first")
     assert {key[0] for key in found} == {"target", "source", "blind", "untrained_target", "untrained_source"}
     assert all(len(members) == 3 for members in found.values())
+
+
+def test_concept_saes_that_diverge_are_told_with_what_to_change(networks, images):
+    training = SPACES.training.model_copy(update={"learning_rate": 1e38})
+    spaces = SPACES.model_copy(update={"training": training})
+    with pytest.raises(health.DivergedError, match=r"d_sae 16, k 4: training diverged, .*learning_rate \(1e\+38\)"):
+        concept_saes.train(networks, CLASSES, images, spaces, swept=(), seed=0)
+
+
+def test_a_network_that_computes_no_numbers_is_named(networks, images):
+    broken = StackedClassifier("SimpleNN", (8, 8), 10, N_MEMBERS, config.Layers(hidden=(12, 8)))
+    broken.initialize(list(range(N_MEMBERS))).requires_grad_(False)
+    for parameter in broken.parameters():
+        parameter[1] = float("nan")
+    with pytest.raises(ValueError, match=r"'network': 'source-SimpleNN, 1'\}: row 0 .* not finite"):
+        concept_saes.train({"source": {"SimpleNN": broken}}, CLASSES, images, SPACES, swept=(), seed=0)

@@ -12,6 +12,7 @@ from random_saes import random_sae
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from saeflow import endpoints
 from saeflow.activations import ActivationStore
 from saeflow.inversion.explanations import llm, readings, rules, scoring, sentences
 
@@ -211,10 +212,15 @@ def endpoint(server, **more):
     return llm.Endpoint(url, "a-model", **({"pause": 0.01, "timeout": 5} | more))
 
 
-def test_a_real_server_is_asked_and_its_explanation_used(server, monkeypatch):
+def allow(monkeypatch, server, key="=EXPLAINER_KEY"):
     monkeypatch.setenv("EXPLAINER_KEY", "sk-very-secret")
+    monkeypatch.setenv("SAEFLOW_ENDPOINTS", f"https://models.example, http://127.0.0.1:{server.server_port}{key}")
+
+
+def test_a_real_server_is_asked_and_its_explanation_used(server, monkeypatch):
+    allow(monkeypatch, server)
     server.answers = [(503, {}), said('```json\n{"explanation": "Names of\\n pets.\\u0007"}\n```')]
-    assert llm.explain(EVIDENCE, endpoint(server, key_variable="EXPLAINER_KEY")) == "Names of pets."
+    assert llm.explain(EVIDENCE, endpoint(server)) == "Names of pets."
     path, headers, body = server.asked[-1]
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer sk-very-secret"
@@ -249,10 +255,10 @@ def test_text_cannot_leave_its_block(server):
     ],
 )
 def test_an_endpoint_that_gives_no_explanation_is_told(server, answer, message, monkeypatch):
-    monkeypatch.setenv("EXPLAINER_KEY", "sk-very-secret")
+    allow(monkeypatch, server)
     server.answers = [answer]
     with pytest.raises(llm.EndpointError) as caught:
-        llm.explain(EVIDENCE, endpoint(server, key_variable="EXPLAINER_KEY"))
+        llm.explain(EVIDENCE, endpoint(server))
     assert message in str(caught.value)
     assert "sk-very-secret" not in str(caught.value)
     assert len(server.asked) == 1
@@ -266,10 +272,69 @@ def test_an_answer_is_plain_and_short():
 
 
 def test_no_key_goes_out_in_the_clear_and_a_missing_one_is_named(monkeypatch):
+    monkeypatch.setenv("SAEFLOW_ENDPOINTS", "https://models.example=EXPLAINER_KEY http://127.0.0.1:9")
     with pytest.raises(llm.EndpointError, match="use https"):
         llm.explain(EVIDENCE, llm.Endpoint("http://models.example/v1", "m"))
     monkeypatch.delenv("EXPLAINER_KEY", raising=False)
     with pytest.raises(llm.EndpointError, match="EXPLAINER_KEY: not set"):
-        llm.explain(EVIDENCE, llm.Endpoint("https://models.example/v1", "m", "EXPLAINER_KEY"))
+        llm.explain(EVIDENCE, llm.Endpoint("https://models.example/v1", "m"))
     with pytest.raises(llm.EndpointError, match="2 tries"):
         llm.explain(EVIDENCE, llm.Endpoint("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01))
+
+
+def test_a_host_that_the_environment_does_not_allow_is_sent_nothing(server, monkeypatch):
+    monkeypatch.setenv("SAEFLOW_ENDPOINTS", "https://models.example=HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", "hf_batterystaple0123")
+    with pytest.raises(llm.EndpointError, match=f"SAEFLOW_ENDPOINTS=http://127.0.0.1:{server.server_port}"):
+        llm.explain(EVIDENCE, endpoint(server))
+    assert server.asked == []
+
+
+def test_a_host_that_is_allowed_without_a_key_gets_none(server, monkeypatch):
+    allow(monkeypatch, server, key="")
+    server.answers = [said('{"explanation": "Pets."}')]
+    assert llm.explain(EVIDENCE, endpoint(server)) == "Pets."
+    assert "Authorization" not in server.asked[0][1]
+
+
+def test_a_proxy_is_not_asked_on_the_way_to_this_machine(server, monkeypatch):
+    allow(monkeypatch, server)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server.answers = [said('{"explanation": "Pets."}')]
+    assert llm.explain(EVIDENCE, endpoint(server)) == "Pets."
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com.",
+        "https://api.example.com:444",
+        "http://api.example.com",
+        "https://example.com",
+        "https://x.api.example.com",
+        "https://user@api.example.com",
+        "https://api.example.com@evil.example",
+        "https://evil.example#@api.example.com",
+        "https://evil.example?@api.example.com",
+        "https://api.example.com\\@evil.example",
+        "https://api.example.com\n.evil.example",
+        "https://\u0430pi.example.com",
+        "https://api.example.com:99999",
+        "https://[api.example.com]",
+        "file:///api.example.com",
+    ],
+    ids=ascii,
+)
+def test_a_url_like_that_of_an_allowed_host_gets_no_key(url, monkeypatch):
+    monkeypatch.setenv("SAEFLOW_ENDPOINTS", "https://api.example.com=HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", "hf_batterystaple0123")
+    assert endpoints.authorize("https://API.example.com:443/v1/") == "hf_batterystaple0123"
+    with pytest.raises(endpoints.EndpointError):
+        endpoints.authorize(url)
+
+
+@pytest.mark.parametrize("allowed", ["api.example.com", "https://a.example=A=B", "https://a@b.example", "https://a=1x"])
+def test_an_entry_that_cannot_be_read_is_told(allowed, monkeypatch):
+    monkeypatch.setenv("SAEFLOW_ENDPOINTS", allowed)
+    with pytest.raises(endpoints.EndpointError, match="SAEFLOW_ENDPOINTS: "):
+        endpoints.authorize("https://api.example.com")

@@ -3,6 +3,7 @@
 import itertools
 from types import SimpleNamespace
 
+import language_families
 import pytest
 import tiny_models
 import tokenizers
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saeflow.config_language import Hook
 from saeflow.inversion.optimization import baselines, candidates, epo, front, gcg, measures, soft
-from saeflow.inversion.optimization.objective import BACKWARD, Objective, Readout
+from saeflow.inversion.optimization.objective import BACKWARD, Objective, ObjectiveError, Readout
 from saeflow.inversion.optimization.vocabulary import Vocabulary, VocabularyError
 from saeflow.models import language
 from saeflow.models.language_training import word_tokenizer
@@ -392,6 +393,19 @@ def test_a_feature_whose_windows_are_short_gets_a_long_text_if_one_drives_it(wor
     crops = baselines.best_crops(objective, vocabulary, [[ids[:1]], [ids[:3]]], 8, seed=0)
     assert crops.lengths == [1, 8]
     assert crops.best == [ids[:1], ids[1:3]]
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma3", "bloom", "gemma3n", "deepseek_v4"])
+def test_models_that_read_more_of_a_token_than_its_embedding_are_refused(name):
+    kind, own, *_ = (language_families.FAMILIES | language_families.OTHERS)[name]
+    model, place = language_families.build(kind, **own), "lm_head"
+    readout = Readout(torch.randn(2, 32), torch.zeros(2))
+    objective = Objective(model, place, Hook(module=place, side="input"), readout, start=1)
+    if name in language_families.FAMILIES:
+        objective.check()
+    else:
+        with pytest.raises(ObjectiveError, match="at lm_head depends on more than the embeddings of tokens"):
+            objective.check()
 
 
 def test_windows_end_at_the_end_of_a_text():

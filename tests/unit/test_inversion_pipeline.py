@@ -178,6 +178,11 @@ def test_text_on_the_map_is_text(tmp_path):
         ({"data": {"entropy": [0.9, 0.2]}}, "entropy: 0.9 must be below 0.2"),
         ({"optimisation": {}}, "did you mean 'optimization'?"),
         ({"explanation": {"endpoint": {"url": "https://a.example/v1", "model": "m", "api_key": "x"}}}, "a secret"),
+        (
+            {"explanation": {"endpoint": {"url": "https://a.example/v1", "model": "m", "key_variable": "HF_TOKEN"}}},
+            "explanation.endpoint.key_variable: no file says which key is sent; drop it, and set SAEFLOW_ENDPOINTS=",
+        ),
+        ({"explanation": {"endpoint": {"url": "https://me@a.example/v1", "model": "m"}}}, "endpoint.url"),
     ],
 )
 def test_a_section_that_cannot_be_is_refused(section, said):

@@ -133,7 +133,7 @@ def test_the_knee_is_where_a_curve_turns():
 def test_umap_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     spec = clustering.ClusterSettings(method="umap_dbscan")
-    with pytest.raises(clustering.MissingExtraError, match=r"install saeflow\[umap\]"):
+    with pytest.raises(clustering.MissingExtraError, match=r"'umap_dbscan' needs the package 'umap'.*\.\[umap\]"):
         clustering.cluster(blobs()[0], spec, seed=0)
 
 

@@ -15,7 +15,7 @@ SCRIPTS = Path(library.__file__).parents[1]
 def test_every_module_that_a_script_loads_is_among_its_library_files(script):
     probe = (
         "import sys, importlib.util as u; s = u.spec_from_file_location('probe', sys.argv[1]); "
-        "m = u.module_from_spec(s); s.loader.exec_module(m); "
+        "m = u.module_from_spec(s); s.loader.exec_module(m); assert 'torchvision' not in sys.modules; "
         "print(*[v.__file__ for n, v in sys.modules.items() if n.split('.')[0] == 'saeflow'])"
     )
     run = subprocess.run([sys.executable, "-c", probe, script], cwd=SCRIPTS, capture_output=True, text=True, check=True)
@@ -25,14 +25,13 @@ def test_every_module_that_a_script_loads_is_among_its_library_files(script):
 def test_imports_run_one_way_down_the_layers():
     layers = {
         **dict.fromkeys((module.stem for module in library.PACKAGE.glob("config*.py")), 0),
-        **dict.fromkeys(
-            ("advice", "gpu", "library", "record", "redaction", "reproduce", "rule", "strict_yaml", "tracking"), 0
-        ),
+        **dict.fromkeys(("advice", "endpoints", "extras", "gpu", "library", "record", "redaction"), 0),
+        **dict.fromkeys(("reproduce", "rule", "strict_yaml", "terminal", "tracking"), 0),
         **dict.fromkeys(("datasets", "models", "activations"), 1),
         "sae": 2,
         **dict.fromkeys(("features", "injection", "geometry", "inversion"), 3),
         **dict.fromkeys(("publish", "catalog"), 4),
-        **dict.fromkeys(("command_line", "__main__"), 5),
+        **dict.fromkeys(("command_line", "preflight", "__main__"), 5),
     }
     for module in sorted(library.PACKAGE.rglob("*.py")):
         parts = module.relative_to(library.PACKAGE).with_suffix("").parts

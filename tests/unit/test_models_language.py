@@ -1,7 +1,12 @@
 """Language models: loaded, hooked, captured, trained."""
 
+import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
@@ -10,12 +15,17 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+import transformers
 from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from saeflow.activations import ActivationStore, Part, PartWriter
 from saeflow.config_language import EmbeddedModel, Hook
-from saeflow.datasets import contexts
-from saeflow.models import hook_points, language, language_capture, language_files, language_training
+from saeflow.datasets import contexts, texts
+from saeflow.models import causality, hook_points, language, language_capture, language_files, language_training
 
 TEXTS = ["the cat sat on the mat .", "who saw the dog ? it ran , the dog ran on", "a dog saw a cat .", "it sat ."]
 
@@ -77,9 +87,10 @@ def test_blocks_and_modules_of_every_architecture_can_be_hooked(folders, batch, 
 
 def test_nothing_behind_the_last_hook_point_is_computed(llama, batch):
     ran = []
+    record = hook_points.Recorder(llama, {"a": Hook(module="model.layers.0")})
+    record(torch.from_numpy(batch.tokens), torch.tensor([1]))  # once, the model runs whole, to show its layouts
     handle = llama.lm_head.register_forward_hook(lambda *_: ran.append(1))
-    hooks = {"a": Hook(module="model.layers.0")}
-    hook_points.Recorder(llama, hooks)(torch.from_numpy(batch.tokens), torch.tensor([1]))
+    record(torch.from_numpy(batch.tokens), torch.tensor([1]))
     assert not ran
     handle.remove()
 
@@ -102,6 +113,94 @@ def test_a_module_without_a_vector_per_token_is_no_hook_point(llama, batch):
     for module, said in (("model.rotary_emb", "expected a vector per token"), ("lm_head.weight", "no such module")):
         with pytest.raises(hook_points.HookPointError, match=said):
             hook_points.Recorder(llama, {"a": Hook(module=module)})(torch.from_numpy(batch.tokens), torch.tensor([1]))
+
+
+class Odd(nn.Module):
+    """A model whose modules give what a hook point may meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(30, 4)
+        names = "places rows rows_of_places named keyword pair counts flags routed shuffled twice"
+        for name in names.split():
+            self.add_module(name, nn.Identity())
+        self.keyword = Keyword()
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, tokens, use_cache=False):
+        x = self.embed(tokens)
+        n, length, d = x.shape
+        x = self.places(x.transpose(0, 1)).transpose(0, 1)
+        x = self.rows(x.reshape(-1, d)).view(n, length, d)
+        x = self.rows_of_places(x.transpose(0, 1).reshape(-1, d)).view(length, n, d).transpose(0, 1)
+        x = self.named({"x": x, "aux": 1})["x"]
+        x = self.keyword(mask=torch.ones(n, length), hidden=x)
+        x, _ = self.pair([x, None])
+        self.counts(tokens)
+        self.flags(tokens > 3)
+        self.routed(x.reshape(-1, d)[::2])
+        self.shuffled(x.reshape(-1, d)[x.reshape(-1, d)[:, 0].argsort()])
+        return self.twice(self.twice(x) * 10)
+
+
+class Keyword(nn.Module):
+    def forward(self, hidden, mask):
+        return hidden * mask[..., None]
+
+
+@pytest.fixture(scope="module")
+def odd():
+    torch.manual_seed(0)
+    return Odd()
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (3, 3), (1, 4), (4, 1)])
+@pytest.mark.parametrize("module", ["places", "rows", "rows_of_places", "named", "keyword", "pair", "twice"])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_token_has_its_own_vector_in_every_layout(odd, module, side, shape):
+    tokens, hook = torch.randint(30, shape), Hook(module=module, side=side)
+    x = odd.embed(tokens)
+    found = hook_points.Recorder(odd, {"h": hook})(tokens, torch.arange(tokens.numel()))["h"]
+    torch.testing.assert_close(found.view(*shape, 4), x)
+    where = torch.rand(shape) < 0.5
+    with hook_points.replaced(odd, "h", hook, where, lambda rows: rows + 1):
+        for _ in range(2):  # in every pass, and in the first run of each
+            torch.testing.assert_close(odd(tokens), (x + where[..., None]) * 10)
+    torch.testing.assert_close(odd(tokens), x * 10)
+
+
+def test_activations_can_be_read_while_others_are_replaced(odd):
+    tokens, where = torch.randint(30, (2, 4)), torch.ones(2, 4, dtype=torch.bool)
+    model, rows, named = copy.deepcopy(odd), Hook(module="rows"), Hook(module="named")
+    with hook_points.replaced(model, "rows", rows, where, lambda x: x + 1):
+        found = hook_points.Recorder(model, {"named": named})(tokens, torch.arange(8))["named"]
+    torch.testing.assert_close(found, model.embed(tokens).flatten(0, 1) + 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("counts", "'counts': has numbers of type int64, expected a vector per token"),
+        ("flags", "'flags': has numbers of type bool"),
+        (
+            "routed",
+            r"'routed': has \[3, 4\], expected a vector per token, .*; a module that reads only the tokens routed to",
+        ),
+        ("shuffled", r"'shuffled': has \[6, 4\] for 2 contexts of 3 tokens, and its rows are not in the tokens' order"),
+    ],
+)
+def test_what_is_no_vector_per_token_is_told_with_what_it_is(odd, module, said):
+    with pytest.raises(hook_points.HookPointError, match=said):
+        hook_points.Recorder(odd, {module: Hook(module=module)})(torch.randint(30, (2, 5)), torch.tensor([1]))
+
+
+def test_a_module_that_runs_again_counts_once_and_says_so(odd, caplog):
+    tokens = torch.randint(30, (2, 5))
+    found = hook_points.Recorder(copy.deepcopy(odd), {"t": Hook(module="twice")})(tokens, torch.arange(10))["t"]
+    torch.testing.assert_close(found, odd.embed(tokens).flatten(0, 1))
+    assert "hook point 't': runs 2 times when the model reads a text; the first counts" in caplog.text
 
 
 def write_store(path, model, batches, hooks, dtype="float32"):
@@ -192,10 +291,334 @@ def test_an_activation_that_is_not_finite_is_told_with_its_place(tmp_path, folde
         write_store(tmp_path, model, [batch], {"x": Hook(module="model.layers.0", side="input")})
 
 
+@pytest.mark.parametrize("kind", tiny_models.FAMILIES)
+def test_every_family_is_loaded_checked_and_hooked_with_what_transformers_chooses(tmp_path, batch, kind):
+    sizes, block, flat = tiny_models.FAMILIES[kind]
+    settings = tiny_models.SETTINGS | {"attention": None}
+    model = language.load(tiny_models.build(kind, tmp_path, **sizes), settings, "cpu")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(own, saved[name]) for name, own in model.state_dict().items() if name in saved)
+    language.check(model, language.load_tokenizer(tmp_path, settings), 8, kind)
+    ids, text = torch.from_numpy(batch.tokens), torch.from_numpy(batch.is_text)
+    hooks = {name: Hook(module=name) for name in (block, flat) if name}
+    rows = torch.arange(ids.numel())
+    values = hook_points.Recorder(model, hooks)(ids, rows)
+    # A context gives what it gives alone, so every row is that of its token.
+    for i, context in enumerate(ids):
+        alone = hook_points.Recorder(model, hooks)(context[None], torch.arange(len(context)))
+        for name in hooks:
+            torch.testing.assert_close(values[name].view(*ids.shape, -1)[i], alone[name])
+    clean = language.loss_sum(model, ids, text)[0]
+    for name, hook in hooks.items():
+        # What a router gives first are logits, beside the choice that its experts read.
+        cases = [(lambda v: v, True)] + [(lambda v: v.roll(1, -1), False)] * (values[name].shape[1] != 4)
+        for by, same in cases:
+            with hook_points.replaced(model, name, hook, text, by):
+                assert torch.isclose(language.loss_sum(model, ids, text)[0], clean, rtol=1e-12).item() is same
+        states, _ = hook_points.activations_at(model, name, hook, input_ids=ids)
+        torch.testing.assert_close(states.flatten(0, 1), values[name])
+
+
+XLNET = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_inner": 32, "max_position_embeddings": ...}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "dtype"),
+    [
+        ("bert", {}, "float32"),
+        ("bert", {}, "bfloat16"),
+        ("roberta", {"pad_token_id": 0}, "float32"),
+        ("electra", {}, "float32"),
+        ("xlnet", XLNET, "float32"),
+    ],
+)
+def test_a_model_whose_predictions_depend_on_later_tokens_is_refused(tmp_path, kind, sizes, dtype):
+    settings = tiny_models.SETTINGS | {"attention": None, "dtype": dtype}
+    model = language.load(tiny_models.build(kind, tmp_path, **sizes), settings, "cpu")
+    with pytest.raises(language.LanguageModelError, match=rf"models\.m: {type(model).__name__} is not causal"):
+        language.check(model, language.load_tokenizer(tmp_path, settings), 8, "m")
+
+
+def test_an_encoder_that_is_built_as_a_decoder_is_causal(tmp_path):
+    model = language.load(tiny_models.build("bert", tmp_path, is_decoder=True), tiny_models.SETTINGS, "cpu")
+    language.check(model, language.load_tokenizer(tmp_path, tiny_models.SETTINGS), 8, "m")
+
+
+def test_a_model_without_numbers_has_sizes_but_no_causality(llama, tokens, caplog):
+    with torch.device("meta"):
+        outline = type(llama)(llama.config)
+    language.check(outline.eval(), tokens, 8, "m")
+    hooks = {"a": Hook(module="model.layers.1.mlp.gate_proj")}
+    found = hook_points.Recorder(outline, hooks)(torch.zeros(2, 3, dtype=torch.long, device="meta"), torch.tensor([0]))
+    assert found["a"].shape == (1, 32)  # sizes are known all the same
+    assert "whether it is causal could not be measured" in caplog.text
+
+
+def test_one_later_token_that_leaks_into_a_causal_model_is_seen(llama):
+    ids = torch.arange(20)
+    assert causality.looks_ahead(llama, ids) is False
+
+    def leak(_module, _inputs, output):
+        return output + 1e-2 * output.mean(1, keepdim=True)
+
+    handle = llama.model.layers[0].mlp.register_forward_hook(leak)
+    assert causality.looks_ahead(llama, ids) is True
+    handle.remove()
+
+
 def test_a_tokenizer_of_another_model_is_refused(llama, tokens):
     other = language_training.word_tokenizer([" ".join(f"w{i}" for i in range(50))], 100)
     with pytest.raises(language.LanguageModelError, match="the tokenizer has 52 tokens, the model embeds 20"):
         language.check(llama, other, 8, "m")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_token_that_the_model_does_not_embed_is_refused_where_a_text_has_it(tmp_path, folders, llama, special):
+    shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
+    tokenizer = language.load_tokenizer(tmp_path, tiny_models.SETTINGS).tokenizer
+    tokenizer.add_tokens([f"<|{i}|>" for i in range(20 - len(tokenizer))])
+    tokenizer.add_tokens(["<image>"], special_tokens=special)
+    tokenizer.save_pretrained(tmp_path)
+    tokens = language.load_tokenizer(tmp_path, tiny_models.SETTINGS)
+    language.check(llama, tokens, 8, "m")
+    assert max(tokens.encode(["the cat <|0|>"])[0]) < 20
+    with pytest.raises(
+        language.LanguageModelError, match=r"the token '<image>' \(id 20\), but the model embeds the ids"
+    ):
+        tokens.encode(["the cat", "the <image> cat"])
+
+
+def renamed(prefix):
+    return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
+
+
+def without(part):
+    return lambda weights: {name: tensor for name, tensor in weights.items() if part not in name}
+
+
+def more(**tensors):
+    return lambda weights: weights | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+
+
+def edited(folder, change, **settings):
+    """A folder with other weights and other keys of its configuration."""
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: t.contiguous() for name, t in change(weights).items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "said"),
+    [
+        (renamed("_orig_mod."), {}, r"missing: lm_head\.weight.* and \d+ more; .*names begin with '_orig_mod\.'"),
+        (renamed("module."), {}, r"names begin with 'module\.', as those of a model in a wrapper"),
+        (without("lm_head"), {}, r"missing: lm_head\.weight\); config\.json and weights are of two models"),
+        (without("embed_tokens"), {}, r"missing: model\.embed_tokens\.weight"),
+        (without("layers.1.mlp"), {}, r"missing: model\.layers\.1\.mlp\.down_proj\.weight"),
+        (lambda w: w, {"num_hidden_layers": 1}, r"not the model's: model\.layers\.1\.input_layernorm\.weight"),
+        (lambda w: w, {"num_hidden_layers": 3}, r"missing: model\.layers\.2\.input_layernorm\.weight"),
+        (lambda w: w, {"vocab_size": 24}, r"of another size: lm_head\.weight \(\[20, 16\] in the files, \[24, 16\] by"),
+        (lambda w: w, {"model_type": "gpt_neox"}, "its weights are not those of GPTNeoXForCausalLM"),
+        (lambda w: w, {"model_type": "qwen2"}, r"missing: model\.layers\.0\.self_attn\.k_proj\.bias"),
+        (
+            more(model__layers__0__self_attn__q_proj__lora_A__weight=torch.ones(4, 16)),
+            {},
+            r"not the model's: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight",
+        ),
+        (
+            lambda w: without("lm_head")(without("embed_tokens")(w)),
+            {"tie_word_embeddings": True},
+            r"missing: lm_head\.weight, model\.embed_tokens\.weight",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_models_own_are_refused_by_name(tmp_path, folders, change, settings, said):
+    folder = edited(shutil.copytree(folders["llama"], tmp_path / "m"), change, **settings)
+    with pytest.raises(language.LanguageModelError, match=f"m: its weights are not those of .*{said}|{said}"):
+        language.load(folder, tiny_models.SETTINGS, "cpu")
+
+
+def masks(name, n=2):
+    """What files of older versions hold beside the weights."""
+    found = {}
+    for i in range(n):
+        found |= {f"{name.format(i)}.bias": torch.ones(1, 1, 24, 24, dtype=torch.bool).tril()}
+        found |= {f"{name.format(i)}.masked_bias": torch.tensor(-1e9)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "settings"),
+    [
+        ("llama", without("lm_head"), {"tie_word_embeddings": True}),
+        ("llama", without("embed_tokens"), {"tie_word_embeddings": True}),
+        ("llama", more(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4)), {}),
+        ("gpt2", lambda w: {k.removeprefix("transformer."): v for k, v in w.items()} | masks("h.{}.attn"), {}),
+        ("gpt_neox", lambda w: w | masks("gpt_neox.layers.{}.attention"), {}),
+        (
+            "gpt_neo",
+            lambda w: {k.removeprefix("transformer."): v for k, v in w.items()} | masks("h.{}.attn.attention"),
+            {},
+        ),
+        ("opt", lambda w: {k.removeprefix("model."): v for k, v in w.items()}, {}),
+        ("bloom", lambda w: {k.removeprefix("transformer."): v for k, v in w.items()}, {}),
+        ("deepseek_v3", more(model__layers__2__eh_proj__weight=torch.ones(4, 4)), {"num_nextn_predict_layers": 1}),
+        ("qwen3_next", more(mtp__fc__weight=torch.ones(4, 4)), {}),
+    ],
+)
+def test_weights_as_they_are_published_are_the_models_own(tmp_path, folders, kind, change, settings):
+    if kind in folders:
+        folder = shutil.copytree(folders[kind], tmp_path / "m")
+    else:
+        folder = tiny_models.build(kind, tmp_path / "m", **tiny_models.FAMILIES[kind][0])
+    choice = tiny_models.SETTINGS | {"attention": None}
+    own = language.load(folder, choice, "cpu").state_dict()
+    again = language.load(edited(folder, change, **settings), choice, "cpu").state_dict()
+    tied = settings.get("tie_word_embeddings")
+    assert all(
+        torch.equal(own[name], again[name]) for name in own if not (tied and ("lm_head" in name or "embed" in name))
+    )
+    assert not tied or torch.equal(again["lm_head.weight"], again["model.embed_tokens.weight"])
+
+
+def test_what_a_model_sees_is_left_out_of_the_part_that_reads(tmp_path):
+    text = {
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text |= {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size_mlp": 32, "num_local_experts": 2}
+    seen = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    seen |= {
+        "image_size": 28,
+        "patch_size": 14,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    }
+    config = transformers.Llama4Config(text_config=text | {"pad_token_id": 0}, vision_config=seen)
+    transformers.Llama4ForConditionalGeneration(config).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    model = language.load(tmp_path, tiny_models.SETTINGS | {"attention": None}, "cpu")
+    assert any("vision" in name for name in saved)
+    assert not any("vision" in name for name, _ in model.named_parameters())
+    edited(tmp_path, more(vision_model__other__weight=torch.ones(2)))
+    with pytest.raises(language.LanguageModelError, match=r"not the model's: vision_model\.other\.weight\)"):
+        language.load(tmp_path, tiny_models.SETTINGS | {"attention": None}, "cpu")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 548105171\n"
+
+
+def cut(path, by=64):
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+def in_shards(folder):
+    transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder / "s", max_shard_size="8KB")
+    (folder / "model.safetensors").unlink()
+    for path in (folder / "s").glob("model*"):
+        path.rename(folder / path.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda f: (f / "model.safetensors").write_text(POINTER),
+            r"model\.safetensors: is a pointer of Git LFS, not the file",
+        ),
+        (lambda f: (f / "tokenizer.json").write_text(POINTER), r"tokenizer\.json: is a pointer of Git LFS"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), r"model\.safetensors: is empty"),
+        (
+            lambda f: cut(f / "model.safetensors"),
+            r"model\.safetensors: [\d,]+ bytes that are no whole safetensors file",
+        ),
+        (lambda f: (f / "model.safetensors").write_text("<html>404</html>" * 9), "no whole safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "w.safetensors"),
+            r"has w\.safetensors, but no model\.safetensors\.i",
+        ),
+        (
+            lambda f: cut(sorted(in_shards(f).glob("model-*"))[1]),
+            r"model-00002-of-\d+\.safetensors: [\d,]+ bytes that are no",
+        ),
+        (
+            lambda f: sorted(in_shards(f).glob("model-*"))[1].unlink(),
+            r"index\.json: names model-00002-of-\d+\.safetensors, wh",
+        ),
+        (
+            lambda f: (in_shards(f) / "model.safetensors.index.json").unlink(),
+            r"has model-00001.*but no model\.safetensors\.i",
+        ),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter; merge it into its model"),
+        (lambda f: cut(f / "config.json", 2), r"config\.json: is no whole JSON \(line \d+: "),
+        (lambda f: (f / "config.json").write_text("[" * 10**5), r"config\.json: is no whole JSON"),
+        (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: holds list, expected a JSON object"),
+        (lambda f: cut(f / "tokenizer_config.json", 2), r"tokenizer_config\.json: is no whole JSON"),
+        (lambda f: cut(f / "tokenizer.json", 99), r"tokenizer\.json: is no whole JSON"),
+        (
+            lambda f: retold(f / "tokenizer.json", model={"type": "Newer"}),
+            r"tokenizer\.json: tokenizers .* cannot read it, a newer",
+        ),
+        (
+            lambda f: retold(f / "config.json", model_type="llama9"),
+            r"config\.json: transformers .* has no model_type 'llama9'",
+        ),
+        (lambda f: retold(f / "config.json", model_type=None), r"config\.json: names no model_type"),
+        (lambda f: retold(f / "config.json", model_type="t5"), "has no causal language model of model_type 't5'"),
+        (
+            lambda f: retold(f / "config.json", num_attention_heads=3),
+            r"config\.json: transformers cannot read it: .*hidden size",
+        ),
+        (lambda f: retold(f / "config.json", hidden_size=-16), r"config\.json: transformers cannot load the model"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_it_is(tmp_path, folders, damage, said):
+    folder = shutil.copytree(folders["llama"], tmp_path / "m")
+    damage(folder)
+
+    def opened():
+        language.load_tokenizer(folder, tiny_models.SETTINGS)
+        language.load(folder, tiny_models.SETTINGS, "cpu")
+
+    with pytest.raises((language.LanguageModelError, language_files.ModelFilesError), match=said):
+        opened()
+
+
+def retold(path, **keys):
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def test_files_are_looked_at_without_torch(folders):
+    code = "from saeflow.models import language_files as f; f.files_of(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    scripts = Path(language.__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}", folders["llama"]],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(scripts)},
+    )
+
+
+def test_attention_is_what_the_study_names_or_what_the_model_has(tmp_path, folders, caplog):
+    mamba = tiny_models.build("gemma2", tmp_path, **tiny_models.FAMILIES["gemma2"][0])
+
+    def used(folder, attention):
+        return language.load(folder, tiny_models.SETTINGS | {"attention": attention}, "cpu").config._attn_implementation
+
+    assert [used(folders["llama"], name) for name in (None, "sdpa", "eager")] == ["sdpa", "sdpa", "eager"]
+    assert not caplog.text
+    assert used(mamba, None) == used(mamba, "sdpa") == "eager"
+    assert "attention: the model has no sdpa; transformers chooses" in caplog.text
+    with pytest.raises(language.LanguageModelError, match="attention: 'flash_attention_2' is not to be had"):
+        used(folders["llama"], "flash_attention_2")
 
 
 def test_a_folder_without_model_weights_or_tokenizer_is_refused(tmp_path, folders):
@@ -257,7 +680,7 @@ def test_a_model_that_brings_its_own_code_is_refused(tmp_path, folders):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
     (tmp_path / "model.safetensors").write_bytes((folders["llama"] / "model.safetensors").read_bytes())
-    with pytest.raises(language.LanguageModelError, match="cannot load it"):
+    with pytest.raises(language.LanguageModelError, match="code of its own; read it, then set trust_remote_code"):
         language.load(tmp_path, tiny_models.SETTINGS, "cpu")
     assert not (tmp_path / "it-ran").exists()
 
@@ -270,6 +693,85 @@ def test_tokens_are_shown_as_readers_see_them(tokens, data_dir):
     shown = pieces.strings(ids)
     assert shown[:4] == [" Once", " upon", " a", " dog"]
     assert all(shown)
+
+
+def byte_tokenizer(**names):
+    """Of byte pairs, with some marks of a chat; it can read everything."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(["the cat"], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    tokenizer.add_tokens(["<|user|>", "<|end|>"], special_tokens=True)
+    tokenizer.add_tokens(["<think>"])
+    return tokenizer
+
+
+def special_of(tokenizer, start=None):
+    return set(tokenizer.convert_ids_to_tokens(sorted(language.Tokens(tokenizer, start).special)))
+
+
+def test_special_are_named_tokens_and_marks_but_not_what_stands_for_text_that_cannot_be_read(tokens):
+    chat = {"<|user|>", "<|end|>"}
+    end = "<|endoftext|>"
+    assert special_of(byte_tokenizer(bos_token=end, eos_token=end, unk_token=end)) == chat | {end}
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    assert special_of(byte_tokenizer(**named)) == chat | set(named.values())
+    # Bytes stand for all that has no token, so that no text gives `<unk>` but its name.
+    assert special_of(byte_tokenizer(bos_token="<s>", unk_token="<unk>")) == chat | {"<s>", "<unk>"}
+    assert special_of(byte_tokenizer()) == chat
+    # A word that a vocabulary of words lacks is text all the same, unless its token has another role.
+    assert tokens.encode(["a zebra"]) == [[tokens.encode(["a"])[0][0], tokens.tokenizer.unk_token_id]]
+    assert tokens.special == {tokens.start}
+    assert tokens.no_words == {tokens.start, tokens.tokenizer.unk_token_id}
+    both = Tokenizer(models.WordLevel({"<e>": 0, "a": 1}, unk_token="<e>"))
+    both.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert special_of(PreTrainedTokenizerFast(tokenizer_object=both, unk_token="<e>", eos_token="<e>")) == {"<e>"}
+
+
+def test_special_tokens_that_a_text_spells_out_are_read_but_are_no_text():
+    tokenizer = byte_tokenizer(bos_token="<s>", eos_token="</s>")
+    tokens = language.Tokens(tokenizer, tokenizer.bos_token_id)
+    chat = "<|user|>the cat<|end|> at</s>the <think>hat<s>tac"
+    documents = [chat, f"<s>{chat}", "<s></s>", "</s><s>hat"] * 30
+    packed = list(contexts.pack(enumerate(documents), tokens.encode, start=tokens.start, context_size=8, n_tokens=None))
+    whole = contexts.Contexts.concatenate(packed)
+    special, spelt = np.isin(whole.tokens, list(tokens.special)), tokens.encode(documents)
+    assert np.array_equal(whole.position == contexts.NO_TEXT, special)
+    assert not special[whole.is_text].any()
+    assert np.isin(tokenizer.convert_tokens_to_ids("<think>"), whole.tokens[whole.is_text])
+    # All others keep their place in the document, counted with the special tokens that it spells out.
+    at = np.nonzero(~special)
+    for document, position, token in zip(whole.document[at], whole.position[at], whole.tokens[at], strict=True):
+        assert spelt[document][position] == token
+    # A document that begins with the start token gets no other.
+    assert not ((whole.tokens[:, 1:] == tokens.start) & (whole.tokens[:, :-1] == tokens.start)).any()
+
+
+def test_documents_of_special_tokens_alone_hold_no_text(tmp_path, llama, tokens):
+    documents = [(0, "<s> " * 40), (1, "the cat sat on the mat .")]
+    made = contexts.pack(documents, tokens.encode, start=tokens.start, context_size=4, n_tokens=6)
+    contexts.write(tmp_path / "t.parquet", made, context_size=4, start=tokens.start)
+    file = contexts.TokenFile.open(tmp_path / "t.parquet")
+    assert (file.text_tokens()[:10] == 0).all()
+    batches = list(file.batches(3))
+    assert not batches[0].is_text.any()
+    assert write_store(tmp_path / "s", llama, batches, {"x": Hook(module="model.layers.0")}) == file.text_tokens().sum()
+    stored = ActivationStore.open(tmp_path / "s" / "x").source()[:, -1].tolist()
+    assert set(stored) <= set(tokens.encode(["the cat sat on the mat ."])[0])
+    loss, n = language.loss_sum(llama, torch.from_numpy(batches[0].tokens), torch.from_numpy(batches[0].is_text))
+    assert (float(loss), n) == (0, 0)
+    with pytest.raises(texts.TextError, match="the 1 document of this split do not fill a context of 4 tokens with"):
+        list(contexts.pack(documents[:1], tokens.encode, start=tokens.start, context_size=4, n_tokens=None))
+
+
+def test_no_special_token_of_a_real_model_is_stored_though_the_text_spells_it_out(data_dir):
+    tokens = language.load_tokenizer(data_dir / "models/tinystories-llama-3m", tiny_models.SETTINGS)
+    story = "Tom had a <s>big</s> ball. <unk> He liked it."
+    packed = contexts.pack([(i, story) for i in range(40)], tokens.encode, start=1, context_size=32, n_tokens=None)
+    whole = contexts.Contexts.concatenate(packed)
+    assert {0, 1, 2} <= set(whole.tokens.ravel().tolist())
+    assert not {0, 1, 2} & set(whole.tokens[whole.is_text].tolist())
 
 
 def test_a_word_level_vocabulary_has_the_most_frequent_words():

@@ -4,13 +4,12 @@ import gzip
 import json
 import math
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from language_features import write_study
+from neuronpedia_server import Neuronpedia
 
 from saeflow.command_line import main
 from saeflow.publish import feature_rows, neuronpedia_files, neuronpedia_rows, package, upload
@@ -152,63 +151,11 @@ def test_a_package_is_not_written_over_files(published, study):
         package.write(published, next(study.rglob("cfg.json")).parent, features_of(study), identity())
 
 
-class Neuronpedia(BaseHTTPRequestHandler):
-    """The upload's door: key, schema and answers as the real one has them."""
-
-    key, busy, received = "np-secret-key-1", 0, ()
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = type(self)
-        if self.headers["X-Api-Key"] != self.key:
-            return self.answer(401, {"error": "Unauthorized"})
-        if self.path != "/api/feature/upload-batch":
-            return self.answer(404, {"error": "Not found"})
-        if server.busy:
-            server.busy -= 1
-            return self.answer(503, {"error": "busy"})
-        if wrong := self.wrong(body):
-            return self.answer(400, {"error": wrong})
-        server.received = (*server.received, body)
-        return self.answer(200, {"message": f"{len(body['features'])} features created."})
-
-    @staticmethod
-    def wrong(body):
-        if not 1 <= len(body["features"]) <= 128:
-            return "features must have 1 to 128 items"
-        for feature in body["features"]:
-            if not isinstance(feature["density"], float) or not 0 <= feature["density"] <= 1:
-                return "density must be a `number` type"
-            if not feature["activations"]:
-                return "activations field must have at least 1 items"
-            for activation in feature["activations"]:
-                if not 1 <= len(activation["tokens"]) <= 1024 or not all(activation["tokens"]):
-                    return "tokens is a required field"
-                if len(activation["tokens"]) != len(activation["values"]):
-                    return "lengths do not match"
-        return None
-
-    def answer(self, status, content):
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv(upload.KEY, Neuronpedia.key)
-    monkeypatch.setattr(Neuronpedia, "received", ())
-    monkeypatch.setattr(Neuronpedia, "busy", 0)
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Neuronpedia)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    running.server_close()
+    with Neuronpedia.running() as address:
+        yield address
 
 
 def test_nothing_is_sent_unless_asked(published, server, capsys):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from saeflow import gpu, rule
@@ -193,6 +194,46 @@ def test_a_job_on_a_gpu_logs_its_card(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     rule.run(main, job(tmp_path, cfg={"device": "cuda"}))
     assert f"card {torch.cuda.current_device()}: " in (tmp_path / "job.log").read_text()
+
+
+def of_the_machine():
+    np.empty(1 << 50)
+
+
+def of_torch_on_a_cpu():
+    torch = pytest.importorskip("torch")
+    torch.empty(1 << 55)
+
+
+def of_torch_on_a_gpu():
+    torch = pytest.importorskip("torch")
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def of_a_pool():
+    try:
+        of_the_machine()
+    except MemoryError as error:
+        raise RuntimeError("a worker failed") from error
+
+
+@pytest.mark.parametrize("fail", [of_the_machine, of_torch_on_a_cpu, of_torch_on_a_gpu, of_a_pool])
+def test_out_of_memory_names_the_keys_that_lower_the_need_with_their_values(tmp_path, fail):
+    variants = {f"v{i}": {"architecture": "topk", "d_sae": 1 << i, "k": 2} for i in range(14)}
+    training = {"batch_size": 4096, "accumulate": 1, "learning_rate": 1e-3}
+
+    def main(*, cfg):
+        fail()
+
+    with pytest.raises(SystemExit) as ended:
+        rule.run(main, job(tmp_path, cfg={"saes": {"variants": variants, "training": training, "shards": 1}}))
+    said = str(ended.value)
+    assert "out of memory: lower saes.variants.v0.d_sae (1), " in said
+    assert " and 3 more; or raise saes.training.accumulate (1), saes.shards (1); or run fewer jobs at a time" in said
+    with pytest.raises(SystemExit, match=r"out of memory: lower saes\.training\.batch_size \(4096\); or raise"):
+        rule.run(main, job(tmp_path, cfg={"saes": {"training": training}}))
+    with pytest.raises(SystemExit, match="out of memory: lower d_sae of the SAEs, or batch_size; or run fewer jobs"):
+        rule.run(main, job(tmp_path, cfg={}))
 
 
 def full(path):

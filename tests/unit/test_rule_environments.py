@@ -35,7 +35,8 @@ def test_extras_are_followed_where_they_are_asked_for():
 def test_every_environment_can_be_taken_from_the_locked_one(path):
     packages = {package.name.lower() for package in rule_environments.closure(rule_environments.requirements(path))}
     assert "numpy" in packages
-    assert ("torch" in packages) == (path.stem in ("torch", "language", "packages"))
+    assert ("torch" in packages) == (path.stem in ("data", "torch", "language", "packages"))
+    assert ("torchvision" in packages) == (path.stem == "data")
     assert not packages & {"snakemake", "pytest"}
 
 

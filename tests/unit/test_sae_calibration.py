@@ -117,6 +117,29 @@ def test_a_grid_out_of_order_is_refused():
         Goal(0, [0.1, 1.0])
 
 
+def test_a_search_that_fails_or_diverges_leaves_the_others_theirs():
+    """The first of a kind fails: one that would start from it starts from the grid."""
+    curves = {"relu": PowerLaw(scale=1e-20), "relu-1": PowerLaw(), "gated": PowerLaw(2.0), "wild": PowerLaw()}
+    goals = {key: Goal(20.0, [0.01, 0.1, 1.0, 10.0]) for key in curves}
+    failed = {}
+
+    def l0_of(trained):
+        key, penalty = trained
+        diverged = key == "wild" or (key, penalty) == ("gated", 0.01)
+        return float("nan") if diverged else curves[key].l0_of(penalty)
+
+    results = calibrate_many(lambda asked: asked, l0_of, goals, like={"relu-1": "relu"}, failed=failed.__setitem__)
+    assert set(failed) == {"relu"}
+    assert "relu: target_l0 20 is outside the L0 reached" in str(failed["relu"])
+    assert set(results) == {"relu-1", "gated", "wild"}
+    alone = calibrate(curves["relu-1"].train, curves["relu-1"].l0_of, goals["relu-1"])
+    assert (results["relu-1"].penalty, results["relu-1"].points) == (alone.penalty, alone.points)
+    assert results["gated"].l0 == pytest.approx(20, rel=0.05)
+    assert 0.01 not in dict(results["gated"].points)
+    assert results["wild"].trained[0] == "wild"
+    assert np.isnan(results["wild"].l0)
+
+
 def test_several_searches_share_their_rounds():
     curves = {"relu": PowerLaw(), "gated": PowerLaw(2.0), "met": PowerLaw()}
     goals = {key: Goal(20.0, [0.01, 0.1, 1.0, 10.0]) for key in ("relu", "gated")} | {"met": Goal(10.0, [0.1, 1.0])}
@@ -228,6 +251,17 @@ def test_a_target_beyond_what_thresholds_can_give_is_refused(x):
         adjust_threshold(random_sae("standard"), x, 19.0)
     with pytest.raises(CalibrationError, match="asks for no active latent"):
         adjust_threshold(random_sae("standard"), x[:10], 0.01)
+
+
+def test_a_bound_beyond_what_thresholds_can_give_takes_all_that_is_positive(x):
+    for name in ("standard", "topk", "jumprelu"):
+        sae = random_sae(name)
+        opened = adjust_threshold(sae, x, 19.0, at_most=True)
+        torch.testing.assert_close(opened.encode(x), sae.preactivations(x).relu(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        adjust_threshold(random_sae("standard"), x, 3.0, at_most=True).threshold,
+        adjust_threshold(random_sae("standard"), x, 3.0).threshold,
+    )
 
 
 def test_a_small_relu_sae_is_calibrated_to_its_target():

@@ -9,8 +9,9 @@ from saeflow import config
 from saeflow.activations import ActivationStore
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.models.splicing import SplicedOutput
-from saeflow.sae import architectures, fitting
+from saeflow.sae import architectures, fitting, formats
 from saeflow.sae.stack import Member, Stack
+from saeflow.sae.trainer import train
 
 
 def store(path, seed=0, n=1500, d=12, n_atoms=24):
@@ -120,6 +121,166 @@ def test_an_interrupted_fit_goes_on_inside_its_pass(fitted, tmp_path, monkeypatc
     for key, result in whole.items():
         assert resumed[key].curves == result.curves
         assert all(torch.equal(getattr(resumed[key].sae, n), getattr(result.sae, n)) for n in result.sae.shapes)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize(("d_sae", "k"), [(32, 32), (32, 20), (1, 1)])
+def test_a_k_beyond_what_can_be_active_takes_all_that_is(tmp_path, kind, d_sae, k):
+    """Reference: BatchTopK of a batch with fewer than b k positive preactivations is ReLU, as TopK of d_sae is."""
+    spec = {"architecture": kind, "d_sae": d_sae, "k": k}
+    if kind == "matryoshka":
+        spec["prefixes"] = sorted({max(1, d_sae // 4), d_sae})
+    opened = store(tmp_path / "a")
+    study = saes(v=spec)
+    study = study.model_copy(update={"training": study.training.model_copy(update={"steps": 60})})
+    [(_, result)] = fitting.fit([opened], study, seed=0)
+    x = opened.rows(slice(None))
+    if kind != "topk" or k == d_sae:
+        torch.testing.assert_close(result.sae.encode(x), result.sae.preactivations(x).relu(), rtol=0, atol=0)
+    assert fitting.mean_l0(result.sae, x) < k
+
+
+@pytest.mark.parametrize("dead", ["auxk", "resample"])
+def test_a_training_that_diverges_is_told_with_what_to_change(tmp_path, dead):
+    given = {
+        "topk": {"k": 4},
+        "batchtopk": {"k": 4},
+        "matryoshka": {"k": 4, "prefixes": [8, 32]},
+        "relu": {"penalty": 0.1},
+        "gated": {"penalty": 0.1},
+        "jumprelu": {"penalty": 0.1},
+    }
+    variants = {n: {"architecture": n, "d_sae": 32, "dead_latents": dead, **own} for n, own in given.items()}
+    variants |= {f"{n}_found": {"architecture": n, "d_sae": 32, "target_l0": 4} for n in ("relu", "gated", "jumprelu")}
+    study = saes(**variants)
+    for rate in (1e38, 1e3):
+        training = study.training.model_copy(update={"steps": 60, "learning_rate": rate, "dead_after": 500})
+        with pytest.raises(fitting.FittingError) as ended:
+            list(fitting.fit([store(tmp_path / f"{rate:g}")], study.model_copy(update={"training": training}), seed=0))
+        said = str(ended.value).splitlines()
+        # Decoder rows keep length 1: an SAE without a penalty can reconstruct badly forever and stay finite.
+        assert len(said) == len(variants) if rate == 1e38 else len(said) > 2
+        for line in said:
+            assert "training diverged" in line
+            assert f"try a smaller training.learning_rate ({rate:.3g})" in line
+            assert "target_l0" not in line
+            assert (", penalty (0.1)" in line) == (line.split("-")[0] in ("relu", "gated", "jumprelu"))
+
+
+def test_an_sae_that_fails_costs_none_of_the_others(tmp_path):
+    """One diverges, one misses its target, one does not pass; the others come out and keep the bytes that they had."""
+    variants = {
+        "topk": {"architecture": "topk", "d_sae": 32, "k": 5},
+        "wild": {"architecture": "relu", "d_sae": 24, "penalty": 1e38},
+        "relu": {"architecture": "relu", "d_sae": 32, "target_l0": 5},
+        "full": {"architecture": "gated", "d_sae": 24, "target_l0": 24},
+        "small": {"architecture": "batchtopk", "d_sae": 16, "k": 5},
+    }
+    study = saes(**variants)
+    opened = store(tmp_path / "a")
+
+    def check(result, training):
+        if result.sae.d_sae == 16:
+            raise ValueError("small-s0, store 0: too small")
+        return result
+
+    folders = {fitting.Key(0, name, 0): tmp_path / f"{name}.finished" for name in variants}
+    found = {}
+
+    def save():
+        for key, result in fitting.fit([opened], study, seed=0, check=check, finished=folders):
+            found[key.variant] = result
+
+    with pytest.raises(fitting.FittingError) as ended:
+        save()
+    assert set(found) == {"topk", "relu"}
+    wild, small, full, kept = str(ended.value).splitlines()
+    assert "wild-s0, store 0: training diverged, " in wild
+    assert ", penalty (1e+38), or more training.warmup_steps (10)" in wild
+    assert small == "small-s0, store 0: too small"
+    assert full.startswith("full-s0, store 0: target_l0 24 is outside the L0 reached, ")
+    assert full.endswith("; set target_l0 to one that was reached, or give a penalty instead of it")
+    assert kept.startswith(f"2 other SAEs are done and kept ({tmp_path / 'topk.finished'}, ...)")
+    assert {path.name for path in tmp_path.glob("*.finished")} == {"topk.finished", "relu.finished"}
+    torch.testing.assert_close(formats.load(tmp_path / "topk.finished").W_dec, found["topk"].sae.W_dec, rtol=0, atol=0)
+
+    mended = {name: spec for name, spec in variants.items() if name not in ("full", "small")}
+    mended["wild"] = mended["wild"] | {"penalty": 1e-3}
+    study = saes(**mended).model_copy(update={"training": study.training})
+    trained = []
+    folders = {key: folder for key, folder in folders.items() if key.variant in mended}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "train", lambda *a, **k: trained.append([m.name for m in a[1]]) or train(*a, **k))
+        again = {key.variant: r for key, r in fitting.fit([opened], study, seed=0, finished=folders)}
+    assert trained == [["wild-s0, store 0"]]
+    assert list(tmp_path.glob("*.finished")) == []
+    for name, result in again.items():
+        if name in found:
+            assert result.curves == found[name].curves
+            assert result.member.spec == found[name].member.spec
+            assert all(torch.equal(getattr(result.sae, n), getattr(found[name].sae, n)) for n in result.sae.shapes)
+    whole = {key.variant: r for key, r in fitting.fit([opened], study, seed=0)}
+    for name in mended:
+        assert all(
+            torch.equal(getattr(again[name].sae, n), getattr(whole[name].sae, n)) for n in whole[name].sae.shapes
+        )
+
+
+def test_an_sae_that_was_kept_is_not_taken_for_one_of_other_settings(tmp_path, caplog):
+    variants = {
+        "topk": {"architecture": "topk", "d_sae": 32, "k": 5},
+        "wild": {"architecture": "relu", "d_sae": 24, "penalty": 1e38},
+    }
+    opened = store(tmp_path / "a")
+    folders = {fitting.Key(0, name, 0): tmp_path / f"{name}.finished" for name in variants}
+    study = saes(**variants)
+    study = study.model_copy(update={"training": study.training.model_copy(update={"steps": 100})})
+    caplog.set_level(logging.INFO)
+
+    def run(study, seed=0, opened=opened):
+        with pytest.raises(fitting.FittingError):
+            list(fitting.fit([opened], study, seed=seed, finished=folders))
+        text = caplog.text
+        caplog.clear()
+        return text
+
+    run(study)
+    assert f"topk-s0, store 0: taken from {tmp_path / 'topk.finished'}" in run(study)
+    other = study.model_copy(update={"training": study.training.model_copy(update={"learning_rate": 4e-3})})
+    for changed in (
+        {"study": other},
+        {"study": study, "seed": 1},
+        {"study": study, "opened": store(tmp_path / "b", 1)},
+    ):
+        assert "topk.finished: of other settings or activations; trained anew" in run(**changed)
+        run(study)
+    (tmp_path / "topk.finished" / formats.WEIGHTS).write_bytes(b"cut off")
+    assert "truncated or not safetensors" in run(study)
+    assert "taken from" in run(study)
+
+
+def test_activations_that_are_no_numbers_are_named_by_their_place(tmp_path):
+    rows = torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
+    rows[207, 3] = float("nan")
+    with ActivationStore.create(tmp_path / "s", d=12, chunk_rows=128, source_columns=("document", "token")) as out:
+        out.append(rows.nan_to_num(), torch.stack([torch.arange(300) // 10, torch.arange(300) % 10], 1))
+    whole = ActivationStore.open(tmp_path / "s")
+    (chunk,) = (p for p in (tmp_path / "s").rglob("*") if p.is_file() and whole.place(207).startswith(f"{p}:"))
+    content = bytearray(chunk.read_bytes())
+    content[79 * 12 * 4 : 79 * 12 * 4 + 4] = b"\x00\x00\xc0\x7f"
+    chunk.write_bytes(content)
+    opened = ActivationStore.open(tmp_path / "s", check_digests=False)
+    study = saes(topk={"architecture": "topk", "d_sae": 32, "k": 5})
+    for share in (0.0, 0.5):  # Among the rows that are trained on, and among those set aside.
+        training = study.training.model_copy(update={"calibration_share": share})
+        with pytest.raises(
+            ValueError, match=r"row 79 \(document 20, token 7\) holds a value that is not finite"
+        ) as said:
+            list(fitting.fit([opened], study.model_copy(update={"training": training}), seed=0))
+        assert str(chunk) in str(said.value)
+    in_memory = ActivationStore.from_array(rows, metadata={"hook_point": "last.pre"})
+    with pytest.raises(ValueError, match=r"activations in memory \{'hook_point': 'last.pre'\}: row 207 \(row 207\)"):
+        list(fitting.fit([in_memory], study, seed=0))
 
 
 def test_curves_have_a_row_per_recorded_step(fitted):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from saeflow.sae.health import DivergedError
 from saeflow.sae.hierarchical import LEAK, HierarchicalSAEs, Reconstruction, losses
 from saeflow.sae.hierarchical_training import Directions, Member, Objective, Schedule, Shape, Trainer, initial, unit
 
@@ -158,6 +159,13 @@ def test_training_lowers_the_loss_and_keeps_rows_at_length_one():
     assert (lines[-1, 1] < 0.5 * lines[0, 1]).all()
     for name in ("decoder", "up", "child_decoder"):
         torch.testing.assert_close(training.saes.parameters[name].norm(dim=-1).max(), torch.tensor(1.0))
+
+
+def test_a_stack_that_diverges_names_the_sae_and_what_to_change():
+    training = trainer()
+    training.saes.parameters["encoder"][1, 0] = float("inf")
+    with pytest.raises(DivergedError, match=r"frozen: training diverged, .* after step 3; .* learning_rate \(0.005\)"):
+        list(training.snapshots((3, 30)))
 
 
 def test_a_member_does_not_depend_on_its_neighbours():

@@ -34,6 +34,14 @@ def batch():
     return contexts.Contexts.concatenate(packed)
 
 
+def test_a_batch_without_text_adds_nothing(model, batch):
+    none = contexts.Contexts(batch.tokens, batch.document, np.full_like(batch.position, contexts.NO_TEXT))
+    sae = random_sae("topk", 16, 40, dtype=torch.float32)
+    replacements = language_metrics.ablations(torch.zeros(16)) | {"sae": language_metrics.reconstruction(sae)}
+    found = language_metrics.cross_entropies(model, [none, batch], "x", HOOK, replacements)
+    assert found == language_metrics.cross_entropies(model, [batch], "x", HOOK, replacements)
+
+
 def by_hand(model, batch, by):
     """Cross-entropy with the second block run on what `by` makes of the text tokens behind the first."""
     ids, text = torch.from_numpy(batch.tokens), torch.from_numpy(batch.is_text)
@@ -77,7 +85,7 @@ def test_start_tokens_and_the_first_of_a_context_keep_their_activations(model, b
     language_metrics.cross_entropies(model, [batch], "x", HOOK, {"count": lambda x: (seen.append(len(x)), x)[1]})
     assert seen == [batch.is_text.sum()]
     assert not batch.is_text[:, 0].any()
-    assert not batch.is_text[batch.position == contexts.START].any()
+    assert not batch.is_text[batch.position == contexts.NO_TEXT].any()
 
 
 def test_a_perfect_reconstruction_recovers_everything():

@@ -84,6 +84,8 @@ def test_a_reconstruction_of_nothing_has_bias_zero(rng):
 def test_explained_variance_of_constant_or_no_activations_is_refused():
     with pytest.raises(ValueError, match="all 100 activation vectors are equal"):
         reconstruct(np.full((100, D), 0.1, np.float32), np.zeros((100, D), np.float32))
+    with pytest.raises(ValueError, match="activation vectors hold values that are not finite"):
+        reconstruct(np.full((100, D), np.nan, np.float32), np.zeros((100, D), np.float32))
     with pytest.raises(ValueError, match="no activation vectors"):
         Reconstruction().metrics()
     with pytest.raises(ValueError, match="no latents"):

@@ -448,6 +448,15 @@ def test_activations_without_spread_are_refused():
         train(constant, [Member("x", VARIANTS["topk"], 0)], settings())
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_activations_that_are_not_finite_are_named_by_their_row(normalize):
+    for value in (float("nan"), float("inf")):
+        rows = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
+        rows[33, 2] = value
+        with pytest.raises(ValueError, match=r"row 33 \(row 33\) holds a value that is not finite; capture the store"):
+            train(ActivationStore.from_array(rows), [Member("x", VARIANTS["topk"], 0)], settings(normalize=normalize))
+
+
 def test_step_size_rises_and_falls_linearly():
     training = settings(steps=100, warmup_steps=10, decay_share=0.2, learning_rate=1.0, sparsity_warmup_steps=4)
     rates = [learning_rate(training, step) for step in range(100)]

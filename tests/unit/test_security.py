@@ -8,11 +8,12 @@ import pickle
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote, quote_plus
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from random_saes import random_sae
@@ -21,8 +22,9 @@ from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
 import draw_feature_cards
-from saeflow import config, rule
+from saeflow import command_line, config, rule
 from saeflow.activations import ActivationStore, StoreError
+from saeflow.catalog import database
 from saeflow.datasets.images import DatasetError, ImageDataset
 from saeflow.models import classifiers
 from saeflow.models.language_files import snapshot_name
@@ -319,6 +321,14 @@ def test_a_path_that_snakemake_would_take_for_a_pattern_is_refused(value):
             config.parse({"study": "s"} | section)
 
 
+@pytest.mark.parametrize(
+    "field", ["{word:>2000000000}", "{word.__class__}", "{word!r}", "{0}", "{other}", "{word", "}"]
+)
+def test_a_prompt_takes_words_and_nothing_that_python_would_make_of_them(field):
+    with pytest.raises(config.ConfigError, match=r"may hold \{concept\}, \{word\}"):
+        config.parse({"study": "s", "geometry": {"concepts": {"templates": [f"A {{word}} {field}"]}}})
+
+
 def test_a_seed_too_large_for_a_generator_is_refused():
     with pytest.raises(config.ConfigError, match=r"seed: .* a whole number from 0 to 9,223,372,036,854,775,807"):
         config.parse({"study": "s", "seed": 2**63})
@@ -352,6 +362,86 @@ def test_secrets_are_written_by_the_name_of_their_variable():
 def test_a_password_that_no_variable_holds_is_hidden_too():
     assert redact("mysql://bob:pa:ss@host/x failed") == "mysql://bob:***@host/x failed"
     assert redact("http://host:8080/path and git@host:x") == "http://host:8080/path and git@host:x"
+
+
+SECRET = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=8, max_size=24).filter(
+    lambda text: not text.isspace() and len(set(text)) > 4
+)
+PLACES = [
+    "postgresql://ada:{quoted}@db.example:5432/lab",
+    "postgresql+psycopg://:{quoted}@/lab?host=a:1&host=b:2",
+    "postgresql://db.example/lab?user=ada&password={quoted}",
+    "postgresql:///lab?sslmode=require&sslpassword={plus}&host=/run",
+    "postgresql://db/lab?options=-c%20lab.password%3D{quoted}",
+    "postgresql://a:1/lab?passfile=/x&oauth_client_secret={plus}",
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{quoted}",
+    "mysql://bob:{quoted}@h/x?ssl_key_password={quoted}",
+    "host=db user=ada password='{escaped}' dbname=lab",
+    "https://host/v1?api_key={plus}&page=2",
+]
+
+
+def placed(place: str, secret: str) -> str:
+    escaped = secret.replace("\\", "\\\\").replace("'", "\\'")
+    return place.format(quoted=quote(secret, safe=""), plus=quote_plus(secret), escaped=escaped)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@settings(deadline=None, max_examples=40)
+@given(secret=SECRET)
+def test_a_password_is_shown_in_no_spelling(place, secret):
+    url = placed(place, secret)
+    spellings = {secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], json.dumps(secret)[1:-1]}
+    shown = [redact(f"cannot open {url}"), redact(f"cannot open {url!r} for {{'a': 1}}")]
+    shown += [redact(f'missing "=" after {spelling}', url) for spelling in spellings]
+    with pytest.MonkeyPatch.context() as patch:
+        if "\0" not in url:
+            patch.setenv("SAEFLOW_CATALOG_URL", url)
+            shown += [redact(f"could not use {spelling} for ada") for spelling in (*spellings, url)]
+    assert not [text for text in shown if secret in text or quote(secret, safe="") in text]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@settings(deadline=None, max_examples=20)
+@given(secret=SECRET)
+def test_a_catalog_is_named_without_its_password(place, secret):
+    try:
+        shown = database.name_of(database.connect(placed(place, secret)))
+    except database.CatalogError as error:
+        shown = str(error)
+    assert not [spelling for spelling in (secret, quote(secret, safe=""), quote_plus(secret)) if spelling in shown]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:batterystaple/lab",
+        "postgresql://ada:battery@staple@db/lab",
+        "postgresql://ada@h1:1,h2:2/lab?password=batterystaple",
+        "postgresql://ada:battery staple@127.0.0.1:1/lab",
+        "postgresql://127.0.0.1:1/lab?passwrd=batterystaple",
+        "postgresql://127.0.0.1:1/lab?password=batterystaple",
+        "nodatabase://ada:batterystaple@db/lab",
+        "host=127.0.0.1 password=batterystaple",
+        "  PassWord = 'battery staple'",
+    ],
+)
+def test_the_command_shows_no_password_of_a_catalog(url, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--catalog", url], []):
+        monkeypatch.setenv("SAEFLOW_CATALOG_URL", url)
+        assert command_line.main(["runs", "list", *arguments]) == 1
+        said = "".join(capsys.readouterr())
+        assert said.startswith("saeflow: ")
+        assert "battery" not in said
+        assert "staple" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_key_of_an_endpoint_is_a_secret_whatever_its_name(monkeypatch):
+    monkeypatch.setenv("LAB_MODELS", "batterystaple")
+    monkeypatch.setenv("SAEFLOW_ENDPOINTS", "https://models.example=LAB_MODELS")
+    assert redact("sent batterystaple") == "sent $LAB_MODELS"
 
 
 def test_words_of_other_texts_are_left_alone(monkeypatch):

@@ -47,6 +47,20 @@ def test_a_batch_gives_what_each_sentence_gives_alone_without_the_start_token(mo
     assert features[0].nnz < features[0].shape[0] * features[0].shape[1]
 
 
+def test_special_tokens_that_a_sentence_spells_out_are_read_by_the_model_and_count_for_nothing(model, tokens):
+    layer = Hook(module="model.layers.0")
+    (features, _), dense = sentence_scores(model, tokens, layer, ["the cat <s> sat", "<s> the cat"], saes())
+    ids = torch.tensor([[tokens.start, *tokens.encode(["the cat <s> sat"])[0]]])
+    assert ids[0, 3] == tokens.start
+    x = model(ids, output_hidden_states=True).hidden_states[1][0, [1, 2, 4]]
+    np.testing.assert_allclose(dense[0], x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(features[[0]].toarray()[0], saes()[0].encode(x).amax(0), atol=1e-5)
+    # A sentence that begins with the start token gets no other.
+    np.testing.assert_allclose(dense[1], sentence_scores(model, tokens, layer, ["the cat"], saes())[1][0], atol=1e-5)
+    with pytest.raises(ValueError, match="sentence '<s> <s>' has no token of text"):
+        sentence_scores(model, tokens, layer, ["the cat", "<s> <s>"], saes())
+
+
 def test_the_input_of_a_module_can_be_read(model, tokens):
     after, before = (
         sentence_scores(model, tokens, hook, SENTENCES, saes())[1]
@@ -70,7 +84,7 @@ def test_errors_name_the_hook_point_the_width_and_the_sentence(model, tokens):
         sentence_scores(model, tokens, Hook(module="model.layer.1"), SENTENCES, saes())
     with pytest.raises(ValueError, match="of width 16, but the SAE is of width 6"):
         sentence_scores(model, tokens, layer, SENTENCES, saes(6))
-    with pytest.raises(ValueError, match="sentence '' has no token"):
+    with pytest.raises(ValueError, match="sentence '' has no token of text"):
         sentence_scores(model, tokens, layer, ["the cat", ""], saes())
 
 

@@ -4,12 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""A locale without any letter that is not English, which Python does not put right by itself."""
 PARTS = ("Snakefile", "config", "envs", "scripts", "workflow")
 
 
@@ -27,12 +31,18 @@ class Project:
         # Targets first: --configfile and --config take whatever follows them.
         return list(map(str, [*snakemake, *arguments, *where]))
 
-    def snakemake(self, *arguments: str, study: str = "smoke", check: bool = True) -> subprocess.CompletedProcess[str]:
+    def snakemake(
+        self,
+        *arguments: str,
+        study: str = "smoke",
+        check: bool = True,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake to its end; its output is in the failure message."""
         # A study must not depend on what the shell exports.
-        environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS",)}
+        own = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS",)}
         run = subprocess.run(
-            self.command(*arguments, study=study), capture_output=True, text=True, env=environment, timeout=900
+            self.command(*arguments, study=study), capture_output=True, text=True, env=own | environment, timeout=900
         )
         if check:
             assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-8000:]

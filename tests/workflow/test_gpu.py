@@ -40,8 +40,8 @@ def test_jobs_have_their_environment_before_their_process_starts(tmp_path, tmp_p
     subprocess.run([*command, "environment"], env=bare, capture_output=True, check=True)
     # The kernel keeps it as it was at the start, whatever a program does to its own later.
     started_with = (tmp_path / "environment").read_text().split("\0")
-    assert ENVIRONMENT == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in started_with
+    assert ENVIRONMENT == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUTF8": "1"}
+    assert set(map("=".join, ENVIRONMENT.items())) <= set(started_with)
 
 
 @pytest.mark.parametrize("name", ["saeflow.Dockerfile", "saeflow.def"])

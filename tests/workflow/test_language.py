@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_models
 import yaml
-from conftest import ROOT, Project, copy_project
+from conftest import ASCII, ROOT, Project, copy_project
+from neuronpedia_server import Neuronpedia
 
+from saeflow.activations import ActivationStore
+from saeflow.datasets import texts
+from saeflow.models.language import load_tokenizer
+from saeflow.publish import upload
 from saeflow.sae import formats
 
 STUDY = "language_smoke"
@@ -81,12 +88,17 @@ def test_the_catalog_answers_about_it(language):
     assert found[0]["interpretability"] >= found[-1]["interpretability"]
 
 
-def test_packages_are_verified_and_carry_on_elsewhere(language, tmp_path):
-    work = tmp_path / "work"
-    shutil.copytree(language.work, work, symlinks=True)
-    Project(language.root, work).snakemake("packages", study=STUDY)
+@pytest.fixture(scope="module")
+def packaged(language, tmp_path_factory) -> Project:
+    project = Project(language.root, tmp_path_factory.mktemp("packaged") / "work")
+    shutil.copytree(language.work, project.work, symlinks=True)
+    project.snakemake("all", "packages", study=STUDY)
+    return project
+
+
+def test_packages_are_verified_and_carry_on_elsewhere(packaged):
     for hook in HOOKS:
-        folder = work / "results" / STUDY / "packages" / "words" / hook
+        folder = results(packaged) / "packages" / "words" / hook
         assert {path.name for path in folder.iterdir() if path.is_dir()} == set(VARIANTS)
         for variant in VARIANTS:
             found = json.loads((folder / f"{variant}.verification.json").read_text())
@@ -94,6 +106,38 @@ def test_packages_are_verified_and_carry_on_elsewhere(language, tmp_path):
             assert len(found) >= 32
             sae = formats.load(folder / variant / "saelens")
             assert sae.metadata["hook_name"] == hook
+
+
+def test_the_commands_of_the_readme_work_on_what_was_built(packaged):
+    section = (ROOT / "README.md").read_text().partition("## What the features are")[2].partition("```sh\n")[2]
+    built, *told = [shlex.split(line, comments=True) for line in section.partition("```")[0].splitlines()]
+    assert built == ["snakemake", "all", "packages", "--cores", "2", "--configfile", "config/studies/language.yaml"]
+    assert [words[:-1] if words[-1] == "3" else words for words in told] == [
+        ["saeflow", "features", "top", "model.layers.1/batchtopk"],
+        ["saeflow", "features", "details", "model.layers.1/batchtopk"],
+        ["saeflow", "verify", "results/language/packages/words/model.layers.1/batchtopk"],
+        ["saeflow", "upload", "results/language/packages/words/model.layers.1/batchtopk"],
+    ]
+    environment = os.environ | {"PYTHONPATH": str(packaged.root / "scripts"), upload.KEY: Neuronpedia.key}
+
+    def run(words: list[str], *more: str) -> str:
+        here = [
+            w.replace("results/language/", f"results/{STUDY}/").replace("model.layers.1/", f"{HOOKS[0]}/")
+            for w in words
+        ]
+        command = [sys.executable, "-m", "saeflow", *here[1:], *more]
+        done = subprocess.run(command, cwd=packaged.work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    top, details, verify, send = told
+    assert len(json.loads(run(top, "--json"))) == 10
+    assert json.loads(run(details, "--json"))["feature"] == 3
+    assert "58 passed, 0 failed, 2 skipped" in run(verify)  # sparsify has no BatchTopK
+    assert "--yes sends them" in run(send)
+    with Neuronpedia.running() as server:
+        assert "features created" in run(send, "--yes", "--server", server)
+        assert sum(len(body["features"]) for body in Neuronpedia.received) > 0
 
 
 def test_the_report_shows_all_seeds(language):
@@ -122,7 +166,7 @@ def in_shards(study: dict) -> None:
 def test_a_second_build_elsewhere_in_several_jobs_has_the_same_bytes(language, tmp_path):
     other = Project(language.root, tmp_path / "work")
     other.work.mkdir()
-    other.snakemake(study=changed(language, tmp_path, in_shards))
+    other.snakemake(study=changed(language, tmp_path, in_shards), environment=ASCII)
     logs = results(other) / "logs"
     assert len(list((logs / "capture_language_activations").glob("*.log"))) == 3
     assert len(list((logs / "train_language_saes").rglob("*.log"))) == 2 * len(HOOKS)
@@ -174,26 +218,45 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(language, tmp_path,
     assert set(language.planned(study=changed(language, tmp_path, change))) == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "target", "said"),
-    [
-        (
-            lambda s: s["models"]["words"].update(hook_points=["model.layer.0"]),
-            "capture_language_activations",
-            "hook point 'model.layer.0': the model has no such module; nearest: model.layers.0",
-        ),
-        (
-            lambda s: s["text"].update(train_tokens=200_000),
-            "tokenize_texts",
-            "200,000 tokens are asked for, the documents of this split have",
-        ),
-    ],
-    ids=["hook point", "tokens"],
-)
-def test_a_mistake_that_only_a_job_can_see_is_told_by_it(language, tmp_path, change, target, said):
+def test_text_of_a_folder_is_stored_without_the_special_tokens_that_it_spells_out(language, tmp_path):
+    model, text = tiny_models.save("llama", tmp_path / "model"), tmp_path / "text"
+    text.mkdir()
+    lines = ["the cat <s> sat on the mat .", "a dog ran , <unk> who saw it", "", "<s> the dog sat ."] * 100
+    (text / "a.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+
+    def change(section):
+        section["models"] = {"tiny": {"folder": str(model), "hook_points": ["model.layers.0"]}}
+        section["text"] = {"folder": str(text), "context_size": 16, "train_tokens": 900, "held_out_tokens": 300}
+
+    project = Project(language.root, tmp_path)
+    run = project.snakemake("--until", "build_texts", study=changed(language, tmp_path, change), check=False)
+    assert "1 document found in 1 file (language.text.folder)" in run.stdout + run.stderr
+
+    def by_line(section):
+        change(section)
+        section["text"]["separator"] = "\n"
+
+    project.snakemake("--until", "capture_language_activations", study=changed(language, tmp_path, by_line))
+    folder = results(project) / "language"
+    documents = dict(texts.read(folder / "texts" / "documents.parquet"))
+    assert set(documents.values()) == {line for line in lines if line}
+    tokens = load_tokenizer(model, tiny_models.SETTINGS)
+    for split in texts.SPLITS:
+        store = ActivationStore.open(folder / "activations" / "tiny" / "model.layers.0" / split)
+        document, position, _, token = store.source().numpy().T
+        assert set(token) == set(tokens.tokenizer.get_vocab().values()) - {tokens.start}
+        spelt = {i: tokens.encode([documents[i]])[0] for i in set(document)}
+        assert all(spelt[d][p] == t for d, p, t in zip(document, position, token, strict=True))
+
+
+def test_tokens_that_the_text_lacks_are_told_before_the_model_is_trained(language, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(language.work, work, symlinks=True)
     project = Project(language.root, work)
-    run = project.snakemake("--until", target, study=changed(language, tmp_path, change), check=False)
+    study = changed(language, tmp_path, lambda s: s["text"].update(train_tokens=90_000))
+    run = project.snakemake("--until", "tokenize_texts", study=study, check=False)
     assert run.returncode != 0
+    said = (
+        "train_language_model: TextError: language.text: 90,000 tokens are asked for, the documents of this split have"
+    )
     assert said in run.stdout + run.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import Project
+from conftest import ASCII, Project
 
 SAE_STAGE = {"train_saes", "evaluate_saes", "analyze_features"}
 REPORTED = {"write_report", "write_manifest", "write_site_run", "verify"}
@@ -93,7 +93,7 @@ def test_a_built_study_has_nothing_left_to_do(built):
 
 def test_a_second_build_elsewhere_has_the_same_bytes(built, tmp_path):
     other = Project(built.root, tmp_path)
-    other.snakemake()
+    other.snakemake(environment=ASCII)
     assert other.manifest() == built.manifest()
 
 
@@ -241,6 +241,33 @@ def test_a_killed_job_leaves_nothing_half_built_and_the_study_continues(built, f
     assert log.exists()
     fresh.snakemake("--rerun-incomplete")
     assert fresh.manifest() == built.manifest()
+
+
+def test_an_sae_that_diverges_costs_its_job_no_other(built, fresh):
+    """What is done is kept where Snakemake, which deletes the outputs of a failed job, does not look."""
+    target = "results/smoke/saes/SimpleNN-full-s0/last.pre/relu-s0/cfg.json"
+    shutil.rmtree(fresh.results / "saes")
+    wild = {"wild": {"architecture": "relu", "d_sae": 24, "penalty": 1e38}}
+    run = fresh.snakemake(target, study=edit(fresh, "wild", {"saes": {"variants": wild}}), check=False)
+    said = run.stdout + run.stderr
+    assert run.returncode != 0
+    assert said.count("training diverged") == 2  # of two networks
+    assert "wild-s0, store 1: training diverged, " in said
+    assert "4 other SAEs are done and kept (results/smoke/saes/SimpleNN-full-s" in said
+    kept = {path.relative_to(fresh.results / "saes").as_posix() for path in fresh.results.glob("saes/*/*/*")}
+    wanted = {
+        f"SimpleNN-full-s{seed}/last.pre/{name}.finished" for seed in (0, 1) for name in ("relu-s0", "batchtopk-s0")
+    }
+    assert kept == wanted
+
+    fresh.snakemake(target)
+    log = (fresh.results / "logs/train_saes/SimpleNN-full/last.pre.log").read_text()
+    assert log.count(": taken from results/smoke/saes/") == 4
+    assert " SAEs in " not in log  # nothing was trained
+    assert list(fresh.results.glob("saes/*/*/*.finished")) == []
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        for made in fresh.results.glob(f"saes/SimpleNN-*/*/*/{name}"):
+            assert made.read_bytes() == (built.results / made.relative_to(fresh.results)).read_bytes()
 
 
 def test_an_interrupted_study_continues_to_the_same_bytes(built, tmp_path):

@@ -3,21 +3,27 @@
 import ast
 import contextlib
 import itertools
+import json
 import random
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import generated_studies
+import pandas as pd
 import pytest
 import rulegraph
+import tiny_models
 import yaml
 from conftest import ROOT, Project
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from saeflow import config
 from saeflow.config import METHODS
 from saeflow.library import modules_of
+from saeflow.models.language_training import word_tokenizer
 
 SMK = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = [rule for path in SMK for rule in re.split(r"^ *rule\b", path.read_text(), flags=re.MULTILINE)[1:]]
@@ -73,19 +79,25 @@ def test_a_target_builds_no_more_than_it_needs(project):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_that_ships_can_be_planned(project, path, tmp_path):
+def test_every_study_that_ships_can_be_planned(project, path, tmp_path, request, monkeypatch):
+    if "source: wordnet" in path.read_text():
+        monkeypatch.setenv("NLTK_DATA", str(request.getfixturevalue("data_dir") / "nltk_data"))
     assert project.planned(study=with_folders(path, tmp_path))
 
 
 def with_folders(path: Path, tmp_path: Path) -> Path:
-    """The study with folders that exist in place of those that it leaves to its user."""
+    """The study with a model and text that exist in place of those that it leaves to its user."""
     study = yaml.safe_load(path.read_text())
     language = study.get("language", {"models": {}})
     for section in (*language["models"].values(), language.get("text", {})):
         if "folder" in section:
             section["folder"] = str(tmp_path)
-    for name in ("config.json", "model.safetensors", "text.txt"):
-        (tmp_path / name).touch()
+    if str(tmp_path) in json.dumps(study):
+        sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 18}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=512))
+        model.save_pretrained(tmp_path)
+        word_tokenizer(["the cat sat"], 32).tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "text.txt").write_text("the cat sat")
     (tmp_path / path.name).write_text(yaml.safe_dump(study))
     return tmp_path / path.stem
 
@@ -167,7 +179,12 @@ def test_the_readme_shows_the_rulegraph_as_it_is():
             "did you mean 'ridge_regression'?",
         ),
         ({"injection": {"concept": 3, "lookalike": 5}}, "injection.concept: 3 must be one of the source's classes"),
-        ({"reference": "lost/MANIFEST.sha256"}, "lost/MANIFEST.sha256"),
+        ({"reference": "lost/MANIFEST.sha256"}, "reference: lost/MANIFEST.sha256 is not there"),
+        ({"activations": {"hook_points": ["hiden1.pre"]}}, "'hiden1.pre': did you mean 'hidden1.pre'? SimpleNN has"),
+        (
+            {"injection": {"concept": 4, "lookalike": 5, "concept_spaces": {"d_sae": 4}}},
+            "injection.concept_spaces.k: 8 exceeds d_sae 4",
+        ),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_any_job(project, tmp_path, changes, said):
@@ -176,6 +193,62 @@ def test_a_study_that_cannot_run_is_refused_before_any_job(project, tmp_path, ch
     run = project.snakemake("--dry-run", study=tmp_path / "bad", check=False)
     assert run.returncode != 0
     assert said in run.stdout + run.stderr
+
+
+def test_what_this_machine_lacks_is_told_at_once_and_no_file_is_made(tmp_path):
+    folder = tiny_models.save("llama", tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    pd.DataFrame({"content": ["a dog"]}).to_parquet(tmp_path / "text" / "a.parquet")
+    study = yaml.safe_load((ROOT / "config" / "studies" / "inversion_smoke.yaml").read_text())
+    study["language"]["models"] = {"m": {"folder": str(folder), "hook_points": ["model.layers.2"]}}
+    study["language"]["text"] |= {"folder": str(tmp_path / "text")}
+    study["language"]["text"].pop("documents")
+    study["language"]["concepts"] = {"files": ["lost.txt"]}
+    study["inversion"]["clustering"]["method"] = "umap_dbscan"
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "work").mkdir()
+    project = Project(ROOT, tmp_path / "work")
+    run = project.snakemake("--dry-run", study=tmp_path / "bad", check=False)
+    output = run.stdout + run.stderr
+    assert run.returncode != 0
+    for said in (
+        "a.parquet: has no column 'text', but content: set language.text.column",
+        "language.concepts.files: lost.txt is not there",
+        "language.models.m.hook_points: 'model.layers.2': the model has no such module; nearest: model.layers.1",
+        "language.text.context_size: 32 exceeds what m can read, 24 tokens",
+    ):
+        assert said in output
+    if find_spec("umap") is None:
+        assert "inversion.clustering.method: 'umap_dbscan' needs the package 'umap'" in output
+    assert not list(project.work.rglob("results"))
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class Config(LlamaConfig): model_type = "own"
+class Model(LlamaForCausalLM): config_class = Config
+"""
+
+
+def test_a_model_with_code_of_its_own_is_looked_at_by_a_job_before_its_text_is(tmp_path):
+    folder = tiny_models.save("llama", tmp_path / "model")
+    about = json.loads((folder / "config.json").read_text())
+    about |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "own.py").write_text(OWN_CODE)
+    own = {"folder": str(folder), "trust_remote_code": True, "hook_points": ["model.layer.0"]}
+    content = yaml.safe_load((ROOT / "config" / "studies" / "language_smoke.yaml").read_text())
+    content["language"]["models"] = {"own": own}
+    study = tmp_path / "study"
+    study.with_suffix(".yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "work").mkdir()
+    project = Project(ROOT, tmp_path / "work")
+    planned = project.snakemake("--dry-run", study=study)
+    assert "its own Python code is run by jobs alone" in planned.stdout + planned.stderr
+    run = project.snakemake("--until", "check_language_model", study=study, check=False)
+    assert run.returncode != 0
+    said = "language.models.own.hook_points: 'model.layer.0': the model has no such module; nearest: model.layers.0"
+    assert f"check_language_model: LanguageModelError: {said}" in run.stdout + run.stderr
 
 
 def said_by(command: list, **options) -> tuple[int, str]:
@@ -266,7 +339,7 @@ def test_every_locked_package_has_a_digest_and_no_lock_names_a_host():
         text = lock.read_text()
         assert "://" not in text, lock
         for block in re.split(r"^(?=\S)", text, flags=re.M)[1:]:
-            assert "--hash=sha256:" in block or block.startswith("#"), (lock, block)
+            assert "--hash=sha256:" in block or block.startswith(("#", "--only-binary ", "--no-binary ")), (lock, block)
 
 
 def test_profiles_are_valid(project):

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from saeflow import config as saeflow_config
+from saeflow import endpoints, preflight
 from saeflow.datasets import files
 from saeflow.library import modules_of
 from saeflow.reproduce import ENVIRONMENT
@@ -25,17 +27,20 @@ def settings_given():
 
 try:
     STUDY = saeflow_config.parse(settings_given())
-    DATASET = STUDY.dataset.name
-    # Files that the study names, else the folder that they are downloaded to; an embedded set has none.
-    if DATASET == "digits":
-        RAW = []
-    elif STUDY.dataset.data_dir:
-        RAW = list(map(str, files.find(DATASET, STUDY.dataset.data_dir)))
-    else:
-        RAW = ["data/{dataset}"]
-except (saeflow_config.ConfigError, files.DatasetError) as error:
+    # The process of a job reads this file again, when all was looked at.
+    if workflow.is_main_process:
+        for note in preflight.look(STUDY, Path(workflow.basedir), workflow.deployment_settings.deployment_method):
+            logger.info(note)
+except saeflow_config.ConfigError as error:
     raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
+DATASET = STUDY.dataset.name
+# Files that the study names, else the folder that they are downloaded to; an embedded set has none.
+RAW = ["data/{dataset}"]
+if DATASET == "digits":
+    RAW = []
+elif STUDY.dataset.data_dir:
+    RAW = list(map(str, files.find(DATASET, STUDY.dataset.data_dir)))
 ARCHITECTURES = STUDY.classifiers.architectures
 ROLES = tuple(STUDY.classifiers.roles)
 CAPTURED = STUDY.captured_roles
@@ -92,6 +97,16 @@ wildcard_constraints:
     split="train|test",
     shard=r"\d+",
     variant="[a-z0-9_]+",
+
+
+def check_endpoint():
+    """Refuse a study that asks an endpoint which the environment does not allow."""
+    endpoint = STUDY.inversion and STUDY.inversion.pipeline.explain and STUDY.inversion.explanation.endpoint
+    if endpoint:
+        try:
+            endpoints.authorize(endpoint.url)
+        except endpoints.EndpointError as error:
+            raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
 
 def library(script):

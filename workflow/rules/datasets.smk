@@ -14,7 +14,7 @@ rule download_dataset:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory(500),
+        mem_mb=memory(1000),
         runtime=30,
     params:
         cfg=settings("dataset"),

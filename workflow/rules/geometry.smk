@@ -57,6 +57,7 @@ rule build_concepts:
     params:
         cfg=of_geometry(
             concepts=GEOMETRY_SPEC.concepts.model_dump(mode="json", exclude={"file"}),
+            latents=GEOMETRY_SPEC.hierarchical and GEOMETRY_SPEC.hierarchical.latents,
         ),
     script:
         "../../scripts/build_concepts.py"
@@ -82,10 +83,10 @@ rule measure_geometry:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
     resources:
-        mem_mb=memory(3000),
+        mem_mb=memory(4000),
         runtime=60,
     params:
-        cfg=of_geometry("measures"),
+        cfg=of_geometry("measures", settings_of=("trust_remote_code", "dtype")),
     script:
         "../../scripts/measure_geometry.py"
 
@@ -177,6 +178,7 @@ rule intervene:
         words=rules.build_concepts.output.words,
         teacher=rules.measure_geometry.output.teacher,
         labelled=rules.label_contexts.output.labelled,
+        checked=lambda wildcards: checked(wildcards.language_model, "geometry"),
         lib=library("intervene"),
     output:
         effects=f"{GEOMETRY}/tables/interventions.parquet",

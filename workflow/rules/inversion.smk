@@ -53,6 +53,7 @@ rule invert_features:
         chunks=text_store("train")[1],
         activity=rules.select_inversion_features.output.activity,
         summary=rules.select_inversion_features.output.summary,
+        checked=lambda wildcards: checked(wildcards.language_model, "inversion"),
         lib=library("invert_features"),
     output:
         texts=f"{INVERTED}/texts.parquet",

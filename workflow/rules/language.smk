@@ -3,6 +3,7 @@ wildcard_constraints:
     language_model="|".join(LANGUAGE_MODELS),
     split_of_text="|".join(SPLITS_OF_TEXT),
     snapshot=r"[A-Za-z0-9_.@-]+",
+    asker="capture|geometry|inversion",
 
 
 if TEXT.dataset:
@@ -101,6 +102,35 @@ if EMBEDDED_MODELS:
             "../../scripts/train_language_model.py"
 
 
+if len(EMBEDDED_MODELS) < len(LANGUAGE_MODELS):
+
+    # As soon as a model is there, before text is read for it: of the hub's nothing is known before, and of a folder's as
+    # little where jobs have an environment of their own.
+    rule check_language_model:
+        input:
+            model=lambda wildcards: model_files(wildcards.language_model),
+            lib=library("check_language_model"),
+        output:
+            touch(CHECKED),
+        log:
+            "<results>/logs/check_language_model/{language_model}.{asker}.log",
+        benchmark:
+            "<results>/benchmarks/check_language_model/{language_model}.{asker}.jsonl"
+        priority: 20
+        conda:
+            "../../envs/language.yaml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=20,
+        params:
+            cfg=lambda wildcards: settings(
+                model=wildcards.language_model,
+                asked=preflight.asked_of_model(STUDY, wildcards.language_model)[wildcards.asker],
+            )(wildcards),
+        script:
+            "../../scripts/check_language_model.py"
+
+
 rule tokenize_texts:
     input:
         documents=DOCUMENTS,
@@ -136,6 +166,7 @@ for name in LANGUAGE_MODELS:
         input:
             model=model_files(name),
             tokens=each(TOKENS, language_model=name, split_of_text=SPLITS_OF_TEXT),
+            checked=checked(name, "capture"),
             lib=library("capture_language_activations"),
         output:
             manifests=manifests if len(TEXT_PARTS) == 1 else [],

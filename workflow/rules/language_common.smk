@@ -17,6 +17,7 @@ TRAINED_FILES = (
     "tokenizer_config.json",
 )
 TOKENS = f"{LANGUAGE}/tokens/{{language_model}}/{{split_of_text}}.parquet"
+CHECKED = "<results>/checks/{language_model}.{asker}"
 TEXT_STORE = f"{LANGUAGE}/activations/{{language_model}}/{{hook}}/{{split_of_text}}"
 # Parts of each store, one per capture job; the SAEs of each training job.
 TEXT_PARTS = range(SPEC.activations.shards)
@@ -49,6 +50,11 @@ def model_files(name):
     if model.id:
         return [f"data/language_models/{language_files.snapshot_name(model.id, model.revision)}"]
     return FOLDERS[name]
+
+
+def checked(name, asker):
+    """The mark of a model that has what an asker wants; what a study trains itself is known from the study."""
+    return [] if LANGUAGE_MODELS[name].embedded else each(CHECKED, language_model=name, asker=asker)
 
 
 def without_paths(section):
@@ -106,15 +112,12 @@ LANGUAGE_DIGEST = digest_of(
     {name: without_shards(getattr(SPEC, name)) for name in ("text", "activations", "saes", "features")}
     | {"models": {name: without_paths(model) for name, model in LANGUAGE_MODELS.items()}, "seed": STUDY.seed}
 )
-try:
-    FOLDERS = {
-        name: list(map(str, language_files.files_of(m.folder, m.trust_remote_code)))
-        for name, m in LANGUAGE_MODELS.items()
-        if m.folder
-    }
-    TEXT_FILES = list(map(str, texts.files_of(TEXT.folder))) if TEXT.folder else []
-except (language_files.ModelFilesError, texts.TextError) as error:
-    raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
+FOLDERS = {
+    name: list(map(str, language_files.files_of(m.folder, m.trust_remote_code)))
+    for name, m in LANGUAGE_MODELS.items()
+    if m.folder
+}
+TEXT_FILES = list(map(str, texts.files_of(TEXT.folder))) if TEXT.folder else []
 
 
 def text_store(split):

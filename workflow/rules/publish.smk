@@ -1,6 +1,7 @@
 # What readers see: tables, figures drawn from the tables alone, the report, the digests of everything, and the crate.
 import snakemake
 
+from saeflow import config_paths
 from saeflow.publish.crate_layout import project_files
 
 # What the report says of the config: not where the files lie, in how many jobs they were made, or what the study is
@@ -16,11 +17,9 @@ SHOWN = STUDY.model_dump(
         **UNSEEN_OF_LANGUAGE,
     },
 )
-# What the crate says of it: all but paths of this machine; whoever rebuilds it puts models and text of folders there.
-CRATED = STUDY.model_dump(mode="json", exclude={"reference": True, "dataset": {"data_dir"}})
-if STUDY.language:
-    for name, section in {**CRATED["language"]["models"], "text": CRATED["language"]["text"]}.items():
-        section |= {key: f"data/{name}/{key}" for key in ("folder", "hierarchy") if section.get(key)}
+# What the crate says of it: all but paths of this machine, for which whoever rebuilds it has others.
+NAMED = config_paths.files_of(STUDY)
+CRATED = config_paths.without_files(STUDY)
 TABLES = ["classifiers"]
 FIGURES = ["classifiers"]
 # Filled by the rules below; a study of language models alone has tables of its own.
@@ -334,7 +333,7 @@ rule write_crate:
         mem_mb=memory(500),
         runtime=30,
     params:
-        cfg=settings(study=CRATED, snakemake=snakemake.__version__),
+        cfg=settings(study=CRATED, files=NAMED, snakemake=snakemake.__version__),
     script:
         "../../scripts/write_crate.py"
 

@@ -16,13 +16,13 @@ def write_journal(directory: Path, spec: Spec, digests: Digests) -> None:
     for pair in zip(*(digests[array] for array in ARRAYS), strict=True):
         lines.append({"rows": spec.chunk_rows, **dict(zip(ARRAYS, pair, strict=True))})
     partial = directory / f"{JOURNAL}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     os.replace(partial, directory / JOURNAL)
 
 
 def add_to_journal(directory: Path, n_rows: int, digests: Mapping[ArrayName, str]) -> None:
     """Note a chunk that is on disk; the last one of a part may have fewer rows than a whole one."""
-    with open(directory / JOURNAL, "a") as journal:
+    with open(directory / JOURNAL, "a", encoding="utf-8") as journal:
         journal.write(json.dumps({"rows": n_rows, **digests}) + "\n")
 
 
@@ -34,7 +34,7 @@ def read_journal(directory: Path) -> tuple[Spec, Digests, int]:
     """
     path = directory / JOURNAL
     # What follows the last line break was being written when the writer was killed.
-    *lines, _ = path.read_text().split("\n")
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
     digests: Digests = {array: [] for array in ARRAYS}
     n_rows = 0
     try:

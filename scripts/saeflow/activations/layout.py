@@ -133,7 +133,7 @@ class Part:
         if not path.is_file():
             raise StoreError(f"{directory}: {unfinished(directory)}")
         try:
-            record = json.loads(path.read_text())["attributes"]["saeflow"]
+            record = json.loads(path.read_text(encoding="utf-8"))["attributes"]["saeflow"]
             return cls._of(directory, Spec.from_record(record), record)
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: not the record of a part ({error!r})") from error
@@ -165,7 +165,7 @@ def unfinished(directory: Path) -> str:
     """Why there is nothing to read at a directory, and what to do."""
     journals = sorted([*directory.glob(JOURNAL), *directory.glob(f"part-*/{JOURNAL}")])
     if journals:
-        n_chunks = sum(max(0, len(journal.read_text().splitlines()) - 1) for journal in journals)
+        n_chunks = sum(max(0, len(journal.read_text(encoding="utf-8").splitlines()) - 1) for journal in journals)
         return f"unfinished, {n_chunks} whole chunks; continue it with if_exists='resume' or start over with 'replace'"
     if any(directory.glob(f"part-*/{RECORD}")):
         return f"no {MANIFEST} beside the parts; write_manifest makes it once all parts are there"
@@ -215,7 +215,7 @@ def read_manifest(path: Path | str) -> list[Part]:
     if not path.is_file():
         raise StoreError(f"{path.parent}: {unfinished(path.parent)}")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}, this library reads {VERSION}")
         n_rows, d = content["shape"]

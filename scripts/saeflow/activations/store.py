@@ -145,6 +145,11 @@ class ActivationStore:
         return self._spec.dtype
 
     @property
+    def identity(self) -> str:
+        """Of what the store holds; "in memory" for an array's."""
+        return self._identity
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         return self._spec.metadata
 
@@ -236,6 +241,14 @@ class ActivationStore:
             settings=settings,
             quality=quality,
         )
+
+    def place(self, row: int) -> str:
+        """Where a row lies and what it came from, for a message: its chunk, its number in there, its source."""
+        i = int(np.searchsorted(self._rows.starts, row, side="right")) - 1
+        chunk = self._rows.chunks[i]
+        file = chunk.path if isinstance(chunk, FileChunk) else f"activations in memory {dict(self.metadata)}"
+        source = ", ".join(map("{} {}".format, self.source_columns, self.source([row])[0].tolist()))
+        return f"{file}: row {row - int(self._rows.starts[i])} ({source})"
 
     def verify(self) -> None:
         """Compare every chunk with its digest.

@@ -1,6 +1,7 @@
 """Where the catalog is, and that its tables are those of this version."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from saeflow.redaction import redact
@@ -20,6 +21,12 @@ VARIABLE = "SAEFLOW_CATALOG_URL"
 """Environment variable with the URL of a database that takes the place of the studies' own files."""
 FILE = "catalog.sqlite"
 MIGRATIONS = Path(__file__).parent / "migrations"
+_LOOKS = f"{VARIABLE} looks like postgresql://user@host:5432/name, --catalog like that or is a file"
+# As `host=... password=...`: PostgreSQL's own tools take it in place of a URL.
+_CONNECTION_STRING = re.compile(
+    r"\s*(host|hostaddr|port|dbname|user|password|passfile|service|ssl\w+|options)\s*=", re.I
+)
+_PLACES = ("host", "hostaddr", "port", "dbname", "user", "service")
 _LOCK = 0x5AEF10  # of PostgreSQL's advisory locks, for migrations
 
 
@@ -27,9 +34,27 @@ class CatalogError(Exception):
     """A catalog that cannot be read or written; the message says which, why, and what to do."""
 
 
-def url_of(place: Path | str) -> str:
-    """Database URL of a URL or of a SQLite file."""
-    return str(place) if "://" in str(place) else f"sqlite:///{Path(place).absolute().as_posix()}"
+def url_of(place: Path | str) -> URL:
+    """Database URL of a URL or of a SQLite file.
+
+    Raises:
+        CatalogError: neither of them; the message shows no part of it, which may be a password.
+    """
+    if "://" not in str(place):
+        if _CONNECTION_STRING.match(str(place)):
+            raise CatalogError(f"a connection string is no catalog; {_LOOKS}")
+        return URL.create("sqlite", database=Path(place).absolute().as_posix())
+    scheme = str(place).partition("://")[0]
+    try:
+        url = make_url(str(place))
+    except (ArgumentError, ValueError):
+        raise CatalogError(
+            f"the catalog {scheme}://… is no URL of a database: a port is a number, several hosts are written "
+            f"?host=a:5432&host=b:5432; {_LOOKS}"
+        ) from None
+    if "@" in (url.host or ""):
+        raise CatalogError(f"the catalog {scheme}://… has several @: one that is part of a password is written %40")
+    return url
 
 
 def connect(place: Path | str) -> Engine:
@@ -39,16 +64,14 @@ def connect(place: Path | str) -> Engine:
         CatalogError: not a URL of a database, or no driver for it.
     """
     url = url_of(place)
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")  # the driver that is installed
     try:
-        parsed = make_url(url)
-        if parsed.drivername == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")  # the driver that is installed
-        arguments = {"connect_timeout": 10} if parsed.drivername.startswith("postgresql") else {}
-        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", connect_args=arguments)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        arguments = {"connect_timeout": 10} if url.drivername.startswith("postgresql") else {}
+        engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite", connect_args=arguments)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
         raise CatalogError(
-            f"{redact(url)} is no database that can be reached from here ({error}); {VARIABLE} looks like "
-            "postgresql://user@host:5432/name"
+            f"{_shown(url)} is no database that can be reached from here ({redact(str(error), _whole(url))}); {_LOOKS}"
         ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare)
@@ -94,10 +117,23 @@ def migrate(engine: Engine, revision: str = "head") -> None:
 
 
 def name_of(engine: Engine) -> str:
-    """The catalog as a person knows it: its file, or its URL without the password."""
+    """The catalog as a person knows it: its file, or its URL without what may be secret."""
     if engine.dialect.name == "sqlite":
         return engine.url.database or "in memory"
-    return engine.url.render_as_string(hide_password=True)
+    return _shown(engine.url)
+
+
+def _shown(url: URL) -> str:
+    """A URL with what tells one database from another; any other option may be a password, or hold one."""
+    query = {name: value for name, value in url.query.items() if name in _PLACES}
+    return redact(
+        URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query).render_as_string(),
+        _whole(url),
+    )
+
+
+def _whole(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
 
 
 @contextmanager
@@ -110,7 +146,8 @@ def explained(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        reason = redact((str(error.orig).strip() or type(error.orig).__name__).splitlines()[0])
+        said = redact(str(error.orig).strip(), _whole(engine.url))
+        reason = (said or type(error.orig).__name__).splitlines()[0]
         if error.connection_invalidated:
             advice = "the connection was lost; the transaction was undone as a whole: run the same command again"
         elif isinstance(error, OperationalError):

@@ -27,7 +27,8 @@ class Catalogs:
         self.results = results
         place = given or database.of_environment()
         if place is not None:
-            if "://" not in place and not Path(place).is_file():
+            file = None if "://" in place else database.url_of(place).database
+            if file and not Path(file).is_file():
                 raise database.CatalogError(
                     f"{place}: no such catalog; `snakemake catalog` builds results/<study>/{database.FILE}"
                 )

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saeflow.catalog.contexts import text_of
+from saeflow.terminal import printable
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WARM = ("", "on #3a2a10", "on #5e3d0c", "on #8a5608", "on #b87105", "bold black on #f59f00")
@@ -29,7 +30,7 @@ def cell(value: Any) -> str:
             return f"{value:.4g}" if math.isfinite(value) else str(value)
         case datetime():
             return value.strftime("%Y-%m-%d %H:%M %Z")
-    return str(value)
+    return printable(str(value))
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Table:
@@ -39,11 +40,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: 
         columns: heading by key.
     """
     shown = {key: head for key, head in columns.items() if any(row.get(key) is not None for row in rows)} or columns
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title and Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key, head in shown.items():
         number = all(isinstance(row.get(key), int | float | None) for row in rows)
         whole = number or key in ("name", "run")  # what a reader copies
-        made.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=whole)
+        made.add_column(Text(printable(head)), justify="right" if number else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         made.add_row(*(Text(cell(row.get(key))) for key in shown))
     return made
@@ -103,7 +104,8 @@ def analysis(found: Mapping[str, Any]) -> RenderableType:
     sae = run["sae"] or {}
     facts = {"kind": run["kind"], "model": run["model"], "hook point": run["hook_point"], "variant": run["variant"]}
     facts |= {"SAE": sae.get("architecture"), "weights sha256": sae.get("weights_sha256"), "digest": run["digest"]}
-    parts.append(Panel(_facts(facts | (sae.get("metrics") or {})), title=run["name"], title_align="left", expand=False))
+    title = Text(printable(run["name"]))
+    parts.append(Panel(_facts(facts | (sae.get("metrics") or {})), title=title, title_align="left", expand=False))
     if found["features"]:
         counts = {key: found["features"][key] for key in ("n", "dead", "dense", "rare")}
         quantiles = [{"of": name, **values} for name, values in found["features"]["quantiles"].items()]
@@ -134,7 +136,7 @@ def details(run: str, found: Mapping[str, Any], contexts: Sequence[Mapping[str, 
         facts |= {"activations": bars(evidence["histogram"])}
     else:
         facts |= {key: value for key, value in evidence.items() if not isinstance(value, list | dict)}
-    title = f"{run}  feature {found['feature']}: {found['label']}"
+    title = printable(f"{run}  feature {found['feature']}: {found['label']}")
     parts: list[RenderableType] = [Panel(_facts(facts), title=Text(title), title_align="left")]
     if found["concepts"]:
         parts.append(table(found["concepts"], {"concept": "concept", "rank": "rank"} | CONCEPTS, "concepts"))
@@ -153,7 +155,7 @@ def checks(results: Sequence[Mapping[str, Any]], title: str) -> Table:
         made.add_column(head, overflow="fold")
     for result in results:
         sign, style = _OUTCOMES[result["outcome"]]
-        made.add_row(Text(sign, style), Text(result["name"]), Text(result["problem"] or result["says"]))
+        made.add_row(Text(sign, style), Text(result["name"]), Text(printable(result["problem"] or result["says"])))
     return made
 
 
@@ -162,7 +164,7 @@ def context(row: Mapping[str, Any]) -> Text:
     line = Text(f"{cell(row['activation']):>8}  ", style="dim")
     for i, (token, activation) in enumerate(zip(row["tokens"], row["activations"], strict=True)):
         warmth = math.ceil(max(activation, 0) / row["activation"] * (len(_WARM) - 1)) if row["activation"] > 0 else 0
-        shown = _line(text_of([token]))
+        shown = printable(text_of([token]))
         peak = i == row["position"]
         line.append(f"«{shown}»" if peak else shown, style=_WARM[min(warmth, len(_WARM) - 1)] or "none")
     return line
@@ -170,7 +172,7 @@ def context(row: Mapping[str, Any]) -> Text:
 
 def _example(example: Mapping[str, Any]) -> Text:
     """A context of the catalog's own, which has no activation but that of the peak."""
-    before, token, after = (_line(example[part]) for part in ("before", "token", "after"))
+    before, token, after = (printable(example[part]) for part in ("before", "token", "after"))
     return Text.assemble((f"{cell(example['activation']):>8}  ", "dim"), before, (f"«{token}»", _WARM[-1]), after)
 
 
@@ -189,9 +191,4 @@ def _facts(facts: Mapping[str, Any]) -> Table:
 
 
 def _pairs(names: Iterable[Any], values: Iterable[float]) -> str:
-    return ", ".join(f"{_line(str(name))!r} {value:.3g}" for name, value in zip(names, values, strict=True))
-
-
-def _line(text: str) -> str:
-    """Text on one line, without what would steer the terminal."""
-    return "".join(c if c.isprintable() else "↵" if c == "\n" else "·" for c in text)
+    return ", ".join(f"{printable(str(name))!r} {value:.3g}" for name, value in zip(names, values, strict=True))

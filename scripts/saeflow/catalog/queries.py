@@ -16,8 +16,17 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SUMMARY = ("l0", "explained_variance", "dead_share", "ce_recovered_zero", "ce_recovered_mean", "accuracy_change_pp")
 
 
+LONGEST_NAME, LONGEST_TEXT, MOST_WORDS = 512, 1000, 32
+"""Characters of a run's name and of what is searched for, and its words, at most: each word reads every feature."""
+_HIGHEST = 2**31 - 1  # that a column of a feature's number holds
+
+
 class UnknownError(LookupError):
     """A run or a feature that no catalog holds; the message says which are near."""
+
+
+class QuestionError(ValueError):
+    """A question that has no answer; says what would be right."""
 
 
 def runs(connection: Connection) -> list[dict[str, Any]]:
@@ -36,7 +45,10 @@ def resolve(asked: str, known: Sequence[str]) -> str:
 
     Raises:
         UnknownError: none or several; lists them, or the nearest names.
+        QuestionError: longer than any name.
     """
+    if len(asked) > LONGEST_NAME:
+        raise QuestionError(f"run: {len(asked):,} characters; a run's name has {LONGEST_NAME} at most")
     if asked in known:
         return asked
     found = [name for name in known if asked in name]
@@ -53,7 +65,7 @@ def resolve(asked: str, known: Sequence[str]) -> str:
 
 
 def run_of(connection: Connection, name: str) -> dict[str, Any]:
-    """Everything about a run but its features and curve: its columns, its SAE's, and its concepts."""
+    """Everything about a run but its features and curve: its columns and its SAE's."""
     row = connection.execute(select(*R.__table__.c).where(R.name == name)).mappings().one()
     sae = connection.execute(select(*S.__table__.c).where(S.run_id == row["id"])).mappings().one_or_none()
     return _plain(row) | {"sae": None if sae is None else _plain(sae)}
@@ -81,8 +93,8 @@ SHOWN = (F.feature, F.density, F.mean_activation, F.max_activation, F.interpreta
 
 
 def features(connection: Connection, run: str, *, limit: int, offset: int = 0) -> list[dict[str, Any]]:
-    """Features of a run in their order."""
-    return _rows(connection, _of(run).order_by(F.feature).limit(limit).offset(offset))
+    """Features of a run in their order; none behind the last."""
+    return _rows(connection, _of(run).order_by(F.feature).limit(limit).offset(min(offset, _HIGHEST)))
 
 
 def top(connection: Connection, run: str, *, limit: int, dense: bool = False) -> list[dict[str, Any]]:
@@ -103,11 +115,8 @@ def feature(connection: Connection, run: str, index: int) -> dict[str, Any]:
     Raises:
         UnknownError: the run has no such feature; says which it has.
     """
-    row = (
-        connection.execute(select(F.__table__).join(R).where(R.name == run, F.feature == index))
-        .mappings()
-        .one_or_none()
-    )
+    query = select(F.__table__).join(R).where(R.name == run, F.feature == index)
+    row = connection.execute(query).mappings().one_or_none() if 0 <= index <= _HIGHEST else None
     if row is None:
         last = connection.execute(select(func.max(F.feature)).join(R).where(R.name == run)).scalar()
         has = "no features" if last is None else f"features 0 to {last}"
@@ -117,8 +126,30 @@ def feature(connection: Connection, run: str, index: int) -> dict[str, Any]:
     return found | {"concepts": _rows(connection, scores.order_by(ConceptScore.concept))}
 
 
+def words_of(text: str) -> list[str]:
+    """Words of a search.
+
+    Raises:
+        QuestionError: none, too many, or a character that no text has.
+    """
+    words = text.split()
+    if not words:
+        raise QuestionError("search: the text is empty; give a word")
+    if len(text) > LONGEST_TEXT or len(words) > MOST_WORDS:
+        raise QuestionError(
+            f"search: {len(words):,} words, {len(text):,} characters; give {MOST_WORDS} words and {LONGEST_TEXT:,} "
+            "characters at most"
+        )
+    if "\0" in text:
+        raise QuestionError("search: the text has a character of number 0, which no text of a feature has")
+    return words
+
+
 def search(connection: Connection, words: Sequence[str], *, limit: int, run: str | None = None) -> list[dict[str, Any]]:
     """Features whose label, tokens or contexts hold all words, as they are but for case; in the order of `relevance`.
+
+    Arguments:
+        words: of `words_of`.
 
     Rows say by `in_label` whether the label itself holds them.
     """

@@ -87,7 +87,7 @@ def sae_folder(study: Path, features: Path, seed: int | None = None) -> Path:
 
 def _language(study: Path, table: Path) -> Run:
     folder = table.parent
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     sae = sae_folder(study, folder, summary["seed"])
     spec = _config(sae)
     files = [table, folder / CONTEXTS, folder / SUMMARY, sae / CONFIG, sae / WEIGHTS]
@@ -225,7 +225,7 @@ def _sae(study: Path, spec: Row, sae: Path, features: Path, metrics: Mapping[str
 
 def _config(sae: Path) -> Row:
     try:
-        return json.loads((sae / CONFIG).read_text())
+        return json.loads((sae / CONFIG).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RunError(f"{sae / CONFIG}: truncated or not JSON ({error})") from None
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from saeflow.datasets import text_files
+
 FEWEST = 20
 """Sentences that a concept needs: half of them are held out, and an AUROC over fewer says nothing."""
 
@@ -30,6 +32,7 @@ def read(paths: Sequence[Path]) -> ConceptTexts:
 
     Raises:
         ConceptError: fewer than two files, a name twice, too few sentences, or a sentence twice.
+        TextError: a file that is no text.
     """
     by_name = {path.stem: path for path in paths}
     if len(by_name) < len(paths):
@@ -41,7 +44,7 @@ def read(paths: Sequence[Path]) -> ConceptTexts:
     labels: list[int] = []
     seen: dict[str, str] = {}
     for index, (_, path) in enumerate(sorted(by_name.items())):
-        own = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        own = [line.strip() for line in text_files.lines(path)]
         for number, sentence in enumerate(own, 1):
             if not sentence:
                 continue

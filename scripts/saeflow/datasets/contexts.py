@@ -2,7 +2,8 @@
 
 A context begins with the start token; behind it stand the tokens of a document, from where the context before it broke
 off. Where a document ends inside a context, another start token and the next document follow: nothing is padded, and no
-boundary is lost. Text tokens have their place in the document as `position`, start tokens have -1.
+boundary is lost. Text tokens have their place in the document as `position`, start tokens have -1. So have the special
+tokens that a document spells out (`</s>`, `<|endoftext|>`, marks of a chat): the model reads them, they are no text.
 
     <file>.parquet     a row per context: tokens, document, position, lists of `context_size` numbers
 """
@@ -18,11 +19,11 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 from pyarrow import parquet
 
-from saeflow.datasets.texts import TextError
+from saeflow.datasets.text_files import TextError
 
 _META = b"saeflow"
 _GROUP = 1024  # contexts in memory
-START = -1
+NO_TEXT = -1
 COLUMNS = ("tokens", "document", "position")
 
 
@@ -33,7 +34,7 @@ class Contexts:
     Arguments:
         tokens: ids.  Shape [n, context_size].
         document: number of the document that each token belongs to.  Shape [n, context_size].
-        position: place of each token in its document, from 0; -1 for start tokens.  Shape [n, context_size].
+        position: place of each token in its document, from 0; -1 for special tokens.  Shape [n, context_size].
     """
 
     tokens: Int[np.ndarray, "n context"]
@@ -51,9 +52,9 @@ class Contexts:
 
     @property
     def is_text(self) -> Bool[np.ndarray, "n context"]:
-        """Tokens of documents: all but start tokens, and but the first of each context, whose activations have another
-        norm than all others."""
-        mask = self.position != START
+        """Tokens of documents: all but special tokens, and but the first of each context, whose activations have
+        another norm than all others."""
+        mask = self.position != NO_TEXT
         mask[:, 0] = False
         return mask
 
@@ -71,18 +72,19 @@ def pack(
 
     Arguments:
         documents: number and text.
-        encode: ids of several texts, without special tokens.
-        start: id of the start token; without one, documents follow one another and only `document` tells them apart.
+        encode: ids of several texts. Those in its attribute `special`, if it has one, are no text.
+        start: id of the start token, no text either; a document that begins with it gets no other. Without one,
+            documents follow one another and only `document` tells them apart.
         context_size: tokens per context.
         n_tokens: text tokens asked for, the last context is filled; None for all that fill a context.
         encoded_at_once: documents per call of `encode`.
     Raises:
         TextError: the documents have fewer tokens, or do not fill a single context.
     """
-    found = 0
-    for contexts in _packed(documents, encode, _Packer(start, context_size), encoded_at_once):
+    found, packer = 0, _Packer(start, frozenset(getattr(encode, "special", ())) | {start}, context_size)
+    for contexts in _packed(documents, encode, packer, encoded_at_once):
         if n_tokens is None:
-            found += len(contexts)
+            found += int(contexts.is_text.sum())
             yield contexts
             continue
         so_far = found + contexts.is_text.sum(1).cumsum()
@@ -93,14 +95,29 @@ def pack(
             return
     if n_tokens is None and not found:
         raise TextError(
-            f"language.text: the documents of this split do not fill a context of {context_size} tokens; give more "
-            "text, or hold out another share"
+            f"language.text: the {packer.documents} of this split do not fill a context of {context_size} tokens with "
+            "text; give more text, or hold out another share"
         )
     if n_tokens is not None:
+        refuse_fewer(found, n_tokens, packer.documents)
+
+
+def refuse_fewer(found: int, n_tokens: int, documents: str) -> None:
+    """Refuse a split that has fewer tokens than are asked for.
+
+    Arguments:
+        found: tokens, at most, that the split has.
+        documents: in words, how many there are.
+    Raises:
+        TextError: says by how much to lower them.
+    """
+    if found < n_tokens:
+        share = 100 * found // n_tokens
+        lower = f", or lower train_tokens and held_out_tokens alike, to {share} %" if share else ""
         raise TextError(
-            f"language.text: {n_tokens:,} tokens are asked for, the documents of this split have {found:,}; give more "
-            f"text, or lower train_tokens and held_out_tokens alike, to {100 * found // n_tokens} %: documents are "
-            "divided in their proportion"
+            f"language.text: {n_tokens:,} tokens are asked for, the {documents} of this split have {found:,}; "
+            f"give more text{lower}. Documents are dealt whole, in proportion to these two; language.text.separator "
+            "divides those of .txt files"
         )
 
 
@@ -135,30 +152,38 @@ def _batches(documents: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[
 class _Packer:
     """Fills contexts."""
 
-    def __init__(self, start: int | None, size: int) -> None:
-        self._start, self._size = start, size
+    def __init__(self, start: int | None, special: frozenset[int | None], size: int) -> None:
+        self._start, self._special, self._size = start, special, size
         self._columns: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._n_documents = 0
 
     def __len__(self) -> int:
         """Whole contexts."""
         return len(self._columns[0]) // self._size
 
     def add(self, number: int, ids: list[int]) -> None:
+        self._n_documents += 1
         tokens, document, position = self._columns
+        places = [NO_TEXT if id_ in self._special else place for place, id_ in enumerate(ids)]
         done, new = 0, True
         while done < len(ids):
-            if self._start is not None and (new or len(tokens) % self._size == 0):
+            if self._start not in (None, ids[done]) and (new or len(tokens) % self._size == 0):
                 tokens.append(self._start)
                 document.append(number)
-                position.append(START)
+                position.append(NO_TEXT)
                 new = False
                 continue
             new = False
             n = min(len(ids) - done, self._size - len(tokens) % self._size)
             tokens += ids[done : done + n]
             document += [number] * n
-            position += range(done, done + n)
+            position += places[done : done + n]
             done += n
+
+    @property
+    def documents(self) -> str:
+        """How many there were, in words."""
+        return f"{self._n_documents:,} document{'' if self._n_documents == 1 else 's'}"
 
     def take(self) -> Contexts:
         """All whole contexts; what is left over stays."""
@@ -213,7 +238,7 @@ class TokenFile:
     def text_tokens(self) -> Int[np.ndarray, " n_contexts"]:
         """Number of text tokens of each context."""
         whole = range(self.n_contexts)
-        counts = [(part["position"][:, 1:] != START).sum(1) for part in self._groups(whole, ("position",))]
+        counts = [(part["position"][:, 1:] != NO_TEXT).sum(1) for part in self._groups(whole, ("position",))]
         return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
 
     def batches(self, size: int, contexts: range | None = None) -> Iterator[Contexts]:

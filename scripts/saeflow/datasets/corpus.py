@@ -23,6 +23,7 @@ _QUALITIES = [
     *("familiar", "remarkable"),
 ]
 _SENTENCES = (5, 10)
+_MOST_BESIDE_SAYS, _MOST_WITHOUT_SAYS = 15, 17  # words and marks of a sentence, by whether it has a predicate
 _STAYS = 0.8  # share of sentences that stay with the document's child
 
 
@@ -47,6 +48,12 @@ def documents(hierarchy: Hierarchy, n_documents: int, seed: int) -> Iterator[str
             about = child if draw.random() < _STAYS else _one(draw, parents[parent])
             sentences.append(_sentence(draw, about, parents[parent], hierarchy.children))
         yield " ".join(sentences)
+
+
+def most_words(hierarchy: Hierarchy) -> int:
+    """Words and marks that no document of a hierarchy exceeds."""
+    longest = max(len(says.split()) for child in hierarchy.children for says in child.says)
+    return (_SENTENCES[1] - 1) * max(_MOST_BESIDE_SAYS + longest, _MOST_WITHOUT_SAYS)
 
 
 def _sentence(draw: np.random.Generator, child: Child, siblings: tuple[Child, ...], all_: tuple[Child, ...]) -> str:

@@ -1,22 +1,20 @@
-"""The files of the image sets with MNIST's layout: their names, digests and mirrors; finding and downloading them.
+"""The files of the image sets with MNIST's layout: their names and digests, and which of them a folder holds.
 
-Only the standard library is imported, so that the Snakefile can ask which files a data folder holds.
+Only the standard library is imported, so that the Snakefile can ask which files a data folder holds. `published` reads
+and downloads them.
 """
 
 import difflib
-import hashlib
-import http.client
-import logging
 import os
-import urllib.request
-from collections.abc import Sequence
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BLOCK = 1 << 20
-TIMEOUT_S = 60
-
-log = logging.getLogger(__name__)
+# Folders that the files lie in below that of their set: torchvision's, that of EMNIST's archive, Kaggle's.
+SUBFOLDERS = ("raw", "gzip", "emnist_source_files")
+SIDE = 28
 
 
 class DatasetError(ValueError):
@@ -28,11 +26,13 @@ class ImageSet:
     """One image set: 28 x 28 grey pixels, and labels from 0 on."""
 
     folder: str
-    """Its folder in torchvision's layout."""
+    """Its folder in torchvision's layout, and its class in torchvision.datasets."""
     mirrors: tuple[str, ...]
     """Where the downloads lie, each URL ending just before the file's name."""
-    digests: dict[str, str]
-    """`<algorithm>:<hex digest>` by file name, of the downloads and of whatever else is known."""
+    digests: tuple[str, ...]
+    """SHA-256 of the four parts, unpacked; empty where it is not known."""
+    packed_digests: tuple[str, ...] = ("", "", "", "")
+    """SHA-256 of the four parts as they were published, packed, where the former is not known."""
     prefixes: tuple[str, str] = ("train", "t10k")
     """How the names of the training and the test files begin."""
     archive: str | None = None
@@ -50,27 +50,29 @@ class ImageSet:
         kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
         object.__setattr__(self, "parts", tuple(f"{prefix}-{kind}" for prefix in self.prefixes for kind in kinds))
 
+    def shape(self, part: str) -> tuple[int, ...]:
+        """Sizes of a part: images, rows, columns; or labels."""
+        n_images = self.sizes[self.parts.index(part) // 2]
+        return (n_images, SIDE, SIDE) if "-images-" in part else (n_images,)
+
     @property
     def downloads(self) -> tuple[str, ...]:
         """Names of the files to download."""
         return (self.archive,) if self.archive else tuple(f"{part}.gz" for part in self.parts)
 
 
-# Digests: MD5 as in torchvision's source (torchvision/datasets/mnist.py); MNIST's SHA-256 of the files with those MD5s.
+# Digests are of what the files hold that have the MD5 of torchvision.datasets; those of packed files as other projects
+# record them.
 IMAGE_SETS: dict[str, ImageSet] = {
     "mnist": ImageSet(
         "MNIST",
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
-        {
-            "train-images-idx3-ubyte.gz": "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train-labels-idx1-ubyte.gz": "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "t10k-images-idx3-ubyte.gz": "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "t10k-labels-idx1-ubyte.gz": "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            "train-images-idx3-ubyte": "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "train-labels-idx1-ubyte": "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            "t10k-images-idx3-ubyte": "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "t10k-labels-idx1-ubyte": "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        },
+        (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
     ),
     "fashion_mnist": ImageSet(
         "FashionMNIST",
@@ -78,27 +80,34 @@ IMAGE_SETS: dict[str, ImageSet] = {
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
         ),
-        {
-            "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "md5:25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "md5:bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
-        },
+        (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
     ),
     "kmnist": ImageSet(
         "KMNIST",
         ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-        {
-            "train-images-idx3-ubyte.gz": "md5:bdb82020997e1d708af4cf47b453dcf7",
-            "train-labels-idx1-ubyte.gz": "md5:e144d726b3acfaa3e44228e80efcd344",
-            "t10k-images-idx3-ubyte.gz": "md5:5c965bf0a639b31b8f53240b1b52f4d7",
-            "t10k-labels-idx1-ubyte.gz": "md5:7320c461ea6c1c855c0b718fb2a4b134",
-        },
+        (
+            "",
+            "2a16eeae62da984b8bd24fa32e31d47291f01dac3fe84d5594f304f71e7d374b",
+            "76fbd229ce87db80dd281af5e6670de4ad0e42fb30a7bd643972994c47c1f42e",
+            "a11dc742be8e781a40a92f53d6a4957e7b7d36df2faa097659131ebfd8fd60c6",
+        ),
+        ("51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4", "", "", ""),
     ),
     "emnist_letters": ImageSet(
         "EMNIST",
         ("https://biometrics.nist.gov/cs_links/EMNIST/", "https://www.itl.nist.gov/iaui/vip/cs_links/EMNIST/"),
-        {"gzip.zip": "md5:58c8d27c78d21e728a6bc7b3cc06412e"},
+        ("", "", "", ""),
+        (
+            "6288f418a917e007bf5fddb823a2dc7a5c6a35031401b93292a539cb12bd881f",
+            "9759af91ea6bccdf07a6040fd085861f2ec88e37f7c3f5760f6feb57106fbe5c",
+            "50f0e93d75b99b463e9760b8345866f22587fa2c2fba472730a5ba09c693412d",
+            "924955c31fe7fd809b7303b5c0141282955f4b8390c74cdfd5d80435e0f4b4cb",
+        ),
         prefixes=("emnist-letters-train", "emnist-letters-test"),
         archive="gzip.zip",
         sizes=(124_800, 20_800),
@@ -121,95 +130,104 @@ def image_set(name: str) -> ImageSet:
     return IMAGE_SETS[name]
 
 
-def find(name: str, data_dir: Path | str) -> list[Path]:
-    """Files of an image set in a folder: its four parts, packed or not, in the order of `parts`; or its archive alone.
+def locate(name: str, data_dir: Path | str) -> list[Path | zipfile.Path]:
+    """The parts of an image set in a folder, in the order of `ImageSet.parts`.
 
     They may lie in `<data_dir>/<Folder>/raw` (torchvision's layout), `<data_dir>/<Folder>`, `<data_dir>/raw` or
-    `<data_dir>`; the first of these that holds any of them is taken. A packed part is preferred: its digest is known.
+    `<data_dir>`, or in a zip archive there; the first of these that holds all of them is taken. Packed files are
+    preferred: of some the digest is known. Capitals make no difference, nor whether dots, hyphens or underscores divide
+    a name: Kaggle has `train-images.idx3-ubyte`, and a folder of a part's name around it. `data_dir` may be an archive.
 
     Raises:
         DatasetError: the folder is missing or cannot be read, or does not hold all parts.
     """
     spec, root = image_set(name), Path(data_dir)
-    _names_in(root, needed=True)
-    folders = (root / spec.folder / "raw", root / spec.folder, root / "raw", root)
-    for folder in folders:
-        there = _names_in(folder)
-        parts = [next((n for n in (f"{part}.gz", part) if n in there), None) for part in spec.parts]
-        if all(parts):
-            return [folder / part for part in parts]
-        if spec.archive in there:
-            return [folder / spec.archive]
-        if any(parts):
-            missing = [f"{part}.gz" for part, found in zip(spec.parts, parts, strict=True) if not found]
-            raise DatasetError(f"dataset.data_dir: {folder} lacks {', '.join(missing)} (unpacked will do)")
-    looked = ", ".join(map(str, folders))
-    raise DatasetError(f"dataset.data_dir: none of {', '.join(spec.downloads)} is in {looked}")
+    troubles = []
+    for folder in _folders(spec, root):
+        found, unread = _parts_in(spec, folder)
+        if len(found) == len(spec.parts):
+            return [found[part] for part in spec.parts]
+        if found:
+            missing = ", ".join(f"{part}.gz" for part in spec.parts if part not in found)
+            troubles.append(f"dataset.data_dir: {folder} lacks {missing} (unpacked will do)")
+        troubles += unread
+    if troubles:
+        raise DatasetError("\n".join(troubles))
+    wanted = ", ".join(dict.fromkeys([*spec.downloads, *(f"{part}.gz" for part in spec.parts)]))
+    looked = ", ".join(str(root / below) for below in (f"{spec.folder}/raw", spec.folder, "raw", "."))
+    there = [path.name for path in _entries(root)]
+    instead = f"; it holds {', '.join(there[:4])}{', ...' if there[4:] else ''}" if there else ""
+    raise DatasetError(
+        f"dataset.data_dir: none of {wanted} is in {looked}, or in a zip archive there{instead}. "
+        "Only these are read, packed or not; without data_dir they are downloaded"
+    )
 
 
-def _names_in(folder: Path, *, needed: bool = False) -> set[str]:
-    """What a folder holds; nothing if it is not there and not needed."""
+def find(name: str, data_dir: Path | str) -> list[Path]:
+    """Files on disk with the parts of an image set, as `locate` finds them: four, or fewer where an archive does.
+
+    Raises:
+        DatasetError: as `locate`.
+    """
+    parts = locate(name, data_dir)
+    return list(dict.fromkeys(Path(part.root.filename) if isinstance(part, zipfile.Path) else part for part in parts))
+
+
+def _folders(spec: ImageSet, root: Path) -> Iterator[Path]:
+    """Where the parts may lie: below what is named after the set, then below the root."""
+    own = [path for path in _entries(root) if _letters(path.name) == _letters(spec.folder) and os.path.isdir(path)]
+    for base in (*own, root):
+        yield from (path for path in _entries(base) if path.name.lower() in SUBFOLDERS and os.path.isdir(path))
+        yield base
+
+
+def _parts_in(spec: ImageSet, folder: Path) -> tuple[dict[str, Path | zipfile.Path], list[str]]:
+    """The parts that one folder holds, by name; and what kept an archive from being read."""
+    named = [path for path in _entries(folder) if _part(spec, path.name)]
+    # As Kaggle unpacks an archive: a folder of the file's name around the file.
+    inner = [file for path in named if os.path.isdir(path) for file in _entries(path)]
+    files = list(filter(os.path.isfile, named + inner))
+    found = _by_part(spec, (file for file in files if file.name.lower().endswith(".gz")))
+    unread = []
+    if len(found) < len(spec.parts):
+        for path in _entries(folder):
+            if path.name.lower().endswith(".zip") and os.path.isfile(path):
+                try:
+                    found = _by_part(spec, _members(spec, path)) | found
+                except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+                    unread.append(f"dataset.data_dir: {path} cannot be read, or is truncated: {error}")
+        found = _by_part(spec, files) | found
+    return found, unread
+
+
+def _by_part(spec: ImageSet, files: Iterable[Path | zipfile.Path]) -> dict[str, Path | zipfile.Path]:
+    return {part: file for file in files if (part := _part(spec, file.name))}
+
+
+def _part(spec: ImageSet, name: str) -> str | None:
+    """The part that a file is named after, if any."""
+    part = re.sub(r"[._]", "-", name.lower()).removesuffix("-gz")
+    return part if part in spec.parts else None
+
+
+def _members(spec: ImageSet, path: Path) -> list[zipfile.Path]:
+    """Files in an archive, but for those in the folder of another set."""
+    archive = zipfile.ZipFile(path)
+    others = {_letters(other.folder) for other in IMAGE_SETS.values()} - {_letters(spec.folder)}
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    return [zipfile.Path(archive, name) for name in names if others.isdisjoint(map(_letters, name.split("/")[:-1]))]
+
+
+def _letters(name: str) -> str:
+    """A name without its capitals and what divides it."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted; of a file itself."""
+    if os.path.isfile(folder):
+        return [folder]
     try:
-        return set(os.listdir(folder))
+        return [folder / name for name in sorted(os.listdir(folder))]
     except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and not needed:
-            return set()
         raise DatasetError(f"dataset.data_dir: {folder} cannot be read: {error.strerror}") from None
-
-
-def verify(path: Path, digest: str) -> None:
-    """Compare a file with its digest, `<algorithm>:<hex digest>`.
-
-    Raises:
-        DatasetError: it cannot be read or has another digest.
-    """
-    algorithm, _, expected = digest.partition(":")
-    try:
-        with path.open("rb") as file:
-            # Not for security: builds of Python that refuse MD5 allow it then.
-            found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-            n_bytes = file.tell()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    if found != expected:
-        raise DatasetError(
-            f"{path}: truncated, or another file: its {n_bytes} bytes have {algorithm} {found}, expected {expected}"
-        )
-
-
-def download(name: str, path: Path) -> None:
-    """Download the file of an image set that `path` is named after.
-
-    Raises:
-        DatasetError: the set has no such download, or no mirror gave it.
-    """
-    spec = image_set(name)
-    if path.name not in spec.downloads:
-        raise DatasetError(f"{path}: {name} has no download of that name, but {', '.join(spec.downloads)}")
-    fetch([mirror + path.name for mirror in spec.mirrors], path, spec.digests[path.name])
-
-
-def fetch(urls: Sequence[str], path: Path, digest: str) -> None:
-    """Download the first of some URLs that gives a file of this digest. Nothing else ever has the name `path`.
-
-    Raises:
-        DatasetError: none did; says how each failed.
-    """
-    unverified, failures = path.with_name(f"{path.name}.part"), []
-    for url in urls:
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, unverified.open("wb") as file:
-                while block := answer.read(BLOCK):
-                    file.write(block)
-            verify(unverified, digest)
-            unverified.replace(path)
-        except (OSError, http.client.HTTPException, DatasetError) as error:
-            # Snakemake's retries repeat the whole list; here the next mirror has its turn.
-            failures.append(f"{url}: {error}")
-            log.warning("%s", failures[-1])
-        else:
-            log.info("%s from %s, %s", path.name, url, digest)
-            return
-        finally:
-            unverified.unlink(missing_ok=True)
-    raise DatasetError("\n".join([f"{path}: no mirror gave it, expected {digest}", *failures]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from saeflow import strict_yaml
+from saeflow.datasets import text_files
 from saeflow.strict_yaml import shown
 
 
@@ -41,9 +42,10 @@ class Hierarchy:
 
         Raises:
             HierarchyError: no YAML, another form, a word that is not one lower-case word, or one that stands twice.
+            TextError: a file that is no text.
         """
         try:
-            content = strict_yaml.read(path)
+            content = strict_yaml.parse(text_files.read(Path(path)), str(path))
         except strict_yaml.YAMLFileError as error:
             raise HierarchyError(str(error)) from None
         if not isinstance(content, Mapping) or not content:

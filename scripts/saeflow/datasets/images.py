@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from saeflow import config
-from saeflow.datasets import files, idx
+from saeflow import config, config_images
+from saeflow.datasets import files, published
 from saeflow.datasets.files import DatasetError
 from saeflow.reproduce import child_seed, write_arrays
 
@@ -81,9 +81,9 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
 
     Arguments:
         seed: root of the draw that splits the digits.
-        folder: where the files of a set with MNIST's layout lie, `data.data_dir` if not given (see `files.find`).
+        folder: where the files of a set with MNIST's layout lie, `data.data_dir` if not given (see `files.locate`).
     Raises:
-        DatasetError: files are missing, damaged or not those that they should be; or a split would lack a class.
+        DatasetError: files are missing, damaged or not those that they should be.
     """
     if data.name == "digits":
         train, test = _digits(data.test_share, child_seed(seed, "dataset", "digits"))
@@ -92,7 +92,7 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
     if folder is None:
         raise DatasetError(f"dataset.data_dir: none given; {data.name} needs {', '.join(spec.downloads)}")
     n_classes = config.N_CLASSES[data.name]
-    train_images, train_labels, test_images, test_labels = idx.read(spec, files.find(data.name, folder))
+    train_images, train_labels, test_images, test_labels = published.read(spec, files.locate(data.name, folder))
     train, calibration = _calibration(_split(train_images, train_labels, spec, n_classes), data, seed)
     return ImageDataset(data.name, n_classes, train, calibration, _split(test_images, test_labels, spec, n_classes))
 
@@ -110,12 +110,8 @@ def _divide(split: ImageSplit, key: str, share: float, seed: int) -> tuple[Image
     taken = np.zeros(len(split), bool)
     for label in np.unique(split.labels):
         own = np.flatnonzero(split.labels == label)
-        n_taken = round(share * len(own))
-        if not 0 < n_taken < len(own):
-            raise DatasetError(
-                f"dataset.{key}: {share:g} takes {n_taken} of {len(own)} images of class {label}; each part needs one"
-            )
-        taken[rng.permutation(own)[:n_taken]] = True
+        n = config_images.n_taken(f"dataset.{key}", share, int(label), len(own))
+        taken[rng.permutation(own)[:n]] = True
     return split[~taken], split[taken]
 
 

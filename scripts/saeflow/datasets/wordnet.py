@@ -1,5 +1,6 @@
 """Hierarchies of nouns from WordNet, through NLTK: words under synsets, in an order that no hash seed changes."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,37 @@ def reader() -> Any:
         wordnet.ensure_loaded()
     except LookupError:
         raise WordNetError(
-            "WordNet is not found: set NLTK_DATA to a folder with corpora/wordnet.zip, or take concepts from a file"
+            "geometry.concepts.source: WordNet is not found; set NLTK_DATA to a folder with corpora/wordnet.zip, or "
+            "take concepts from a file"
         ) from None
     return wordnet
+
+
+def check(synsets: Iterable[str]) -> None:
+    """Refuse names that are none of WordNet's synsets.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no such synset.
+    """
+    wordnet = reader()
+    for name in synsets:
+        try:
+            wordnet.synset(name)
+        except Exception:  # NLTK raises kinds of its own for a name and for a number of a sense
+            raise WordNetError(
+                f"geometry.concepts.synsets: '{name}' is no synset of WordNet; one is written like 'animal.n.01'"
+            ) from None
+
+
+def digest() -> str:
+    """sha256 of WordNet's files.
+
+    Raises:
+        WordNetError: it is not there.
+    """
+    wordnet = reader()
+    digests = (hashlib.sha256(wordnet.raw(name).encode()).hexdigest() for name in sorted(wordnet.fileids()))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def noun_share(wordnet: Any, word: str) -> float:
@@ -87,12 +116,7 @@ def hierarchies(
     for word, names in synsets_of(words, senses, min_noun_share).items():
         for name in names:
             members.setdefault(name, set()).add(word)
-    for name in parents or ():
-        if name not in members:
-            try:
-                wordnet.synset(name)
-            except Exception:  # NLTK raises kinds of its own for a name and for a number of a sense
-                raise WordNetError(f"'{name}' is no synset of WordNet; one is written like 'animal.n.01'") from None
+    check(name for name in parents or () if name not in members)
     groups = {name: _children(wordnet, name, members, min_words) for name in parents or sorted(members)}
     if parents is None:
         fit = {name for name, children in groups.items() if len(children) >= min_children}

@@ -1,41 +1,38 @@
 """What a direction in the residual stream adds to the logits, read off the unembedding (the logit lens)."""
 
+import logging
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from saeflow.config_language import Hook
+from saeflow.models import direct_path
 
-def unembedding(model: nn.Module, d_in: int) -> Float[Tensor, "vocabulary d_in"] | None:
-    """Rows that turn a residual vector into logits, the gain of the final normalisation multiplied in.
+log = logging.getLogger(__name__)
+
+
+def unembedding(model: nn.Module, d_in: int, hook: Hook | None = None) -> Float[Tensor, "vocabulary d_in"] | None:
+    """Rows that turn a residual vector into logits: the unembedding, with what stands before and behind it as measured.
 
     The normalisation's division by the length of the whole vector is left out: it is no matter of one direction.
 
     Arguments:
         model: a causal language model.
         d_in: width of the directions.
+        hook: where the directions are; the output of the last block if not given.
     Returns:
-        None where directions of this width are not in the residual stream.
+        in float32, on the CPU. None, and a line in the log that says why, where directions do not reach the logits by
+        addition: outside the residual stream.
     """
-    head = model.get_output_embeddings().weight.float()
-    if head.shape[1] != d_in:
+    try:
+        rows = direct_path.rows(model, hook)
+        if rows.shape[1] != d_in:
+            raise direct_path.DirectPathError(f"values have width {rows.shape[1]}, directions {d_in}")
+    except direct_path.DirectPathError as reason:
+        log.warning("no logit lens at %s: %s", hook.module if hook else "the last block", reason)
         return None
-    norm = _final_norm(model, d_in)
-    if norm is None:
-        return head
-    gain = norm.weight.float().to(head.device)
-    rows = head * (1 + gain if "Gemma" in type(norm).__name__ else gain)
-    # A LayerNorm takes the mean out of what it normalises, an RMSNorm does not.
-    return rows - rows.mean(1, keepdim=True) if isinstance(norm, nn.LayerNorm) else rows
-
-
-def _final_norm(model: nn.Module, d_in: int) -> nn.Module | None:
-    """The normalisation in front of the unembedding: the last child of the decoder that has one gain per coordinate."""
-    gains = [
-        child
-        for child in model.base_model.children()
-        if isinstance(getattr(child, "weight", None), Tensor) and tuple(child.weight.shape) == (d_in,)
-    ]
-    return gains[-1] if gains else None
+    return rows.cpu()
 
 
 @torch.no_grad()

@@ -32,8 +32,8 @@ def sentence_scores(
 ) -> tuple[list[csr_array], Float[np.ndarray, "n d_in"]]:
     """Highest activation of every feature, and mean of the dense activations, over the tokens of each sentence.
 
-    A sentence begins with the start token, where the tokenizer has one. The first token is left out, as everywhere: its
-    activations have another norm.
+    A sentence begins with the start token, where the tokenizer has one. The first token is left out, as everywhere, and
+    so are special tokens: their activations have another norm.
 
     Arguments:
         saes: on the activations of the hook point; on the device that they are to compute on.
@@ -41,29 +41,29 @@ def sentence_scores(
         for each SAE features [n, d_sae], sparse; activations [n, d_in].
     Raises:
         HookPointError: no such module.
-        ValueError: a sentence without tokens, or activations of another width than an SAE's.
+        ValueError: a sentence without text, or activations of another width than an SAE's.
     """
     record = Recorder(model, {hook.name: hook})
-    start = [] if tokens.start is None else [tokens.start]
     highest: list[list[csr_array]] = [[] for _ in saes]
     means = []
     for first in range(0, len(sentences), batch_size):
         batch = list(sentences[first : first + batch_size])
-        ids = [start + own for own in tokens.encode(batch)]
-        if short := [sentence for sentence, own in zip(batch, ids, strict=True) if len(own) < 2]:
-            raise ValueError(f"sentence {short[0]!r} has no token behind the first")
+        ids = tokens.with_start(batch)
         # Padded on the right, where a causal model does not look.
         padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
+        is_text = torch.zeros(padded.shape, dtype=torch.bool)
         for row, own in enumerate(ids):
             padded[row, : len(own)] = torch.tensor(own)
-        lengths = torch.tensor([len(own) for own in ids])
-        place = torch.arange(padded.shape[1])
-        rows = ((place > 0) & (place < lengths[:, None])).flatten().nonzero()[:, 0]
+            is_text[row, 1 : len(own)] = torch.tensor([i not in tokens.special for i in own[1:]])
+        lengths = is_text.sum(1)
+        if not lengths.all():
+            raise ValueError(f"sentence {batch[int(lengths.argmin())]!r} has no token of text behind the first")
+        rows = is_text.flatten().nonzero()[:, 0]
         x = record(padded.to(input_device(model)), rows)[hook.name]
         for sae, found in zip(saes, highest, strict=True):
             if x.shape[1] != sae.d_in:
                 raise ValueError(f"{hook.name}: activations of width {x.shape[1]}, but the SAE is of width {sae.d_in}")
-            for own in x.to(sae.device, sae.dtype).split((lengths - 1).tolist()):
+            for own in x.to(sae.device, sae.dtype).split(lengths.tolist()):
                 found.append(csr_array(sae.encode(own).amax(0).float().cpu().numpy()[None]))
-        means += [own.float().mean(0).cpu().numpy() for own in x.split((lengths - 1).tolist())]
+        means += [own.float().mean(0).cpu().numpy() for own in x.split(lengths.tolist())]
     return [vstack(found, format="csr") for found in highest], np.stack(means)

@@ -44,7 +44,7 @@ def windows(
     before: int,
     after: int,
 ) -> Windows:
-    """Tokens before and after some rows, no farther than their document and their context reach.
+    """Tokens before and after some rows, no farther than their document, their context and special tokens between.
 
     Arguments:
         store: activation store with the source columns document, position, context and token, its rows in the order of
@@ -54,14 +54,16 @@ def windows(
         latents: whose activations are shown, for each peak.
         before, after: most tokens on either side.
     """
-    grid = rows[:, None] + np.arange(-before, after + 1)
+    steps = np.arange(-before, after + 1)
+    grid = rows[:, None] + steps
     there = (grid >= 0) & (grid < len(store))
     wanted, where = np.unique(np.where(there, grid, rows[:, None]), return_inverse=True)
     columns = [store.source_columns.index(name) for name in ("document", "position", "context", "token")]
     source = store.source(wanted).numpy()[:, columns]
     document, position, context, token = np.moveaxis(source[where.reshape(grid.shape)], -1, 0)
     same = (document == document[:, before, None]) & (context == context[:, before, None])
-    inside = there & same
+    # Rows follow one another where a special token, which has none, does not stand between them.
+    inside = there & same & (position - position[:, before, None] == steps)
     n, room = grid.shape
     values = np.zeros((n, room), np.float32)
     at = np.nonzero(inside)

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
+from saeflow.config_geometry import FEWEST_WORDS
+
 
 def ledoit_wolf_shrinkage(X: Float[np.ndarray, "n d"]) -> tuple[float, float]:
     """Shrinkage s and scale mu of (1 - s) S + s mu I, S the covariance of centred rows (divided by n).
@@ -37,7 +39,7 @@ def concept_vector(g: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
         ValueError: fewer than three words, which have no shrinkage, or words that do not differ.
     """
     n, d = g.shape
-    if n < 3:
+    if n < FEWEST_WORDS:
         raise ValueError(f"a concept vector needs three words or more, not {n}")
     m = g.mean(0)
     X = g - m

@@ -171,6 +171,26 @@ def build(
     return Concepts(tuple(whole), tuple(names), np.array(parent_of), table), dict(counts)
 
 
+def refuse_more(concepts: Concepts, parents: int, children: int | None) -> None:
+    """Refuse more concepts than hierarchical SAEs have latents.
+
+    Arguments:
+        parents: latents, each for one parent.
+        children: latents of a parent, each for one child, if a teacher gives them; else None.
+    Raises:
+        ValueError: names the key.
+    """
+    n, most = len(concepts.parents), int(np.bincount(concepts.parent_of).max())
+    for key, latents, found, what in (
+        ("parents", parents, n, f"{n} parents"),
+        ("children", children, most, f"a parent with {most} children"),
+    ):
+        if latents is not None and found > latents:
+            raise ValueError(
+                f"geometry.hierarchical.{key}: {latents}, but the model's words show {what}; give {found} or more"
+            )
+
+
 def prompts(concepts: Concepts, templates: Sequence[str], per_concept: int, seed: int) -> pd.DataFrame:
     """Prompts that lead to words of each parent: a template filled with some of its training words.
 

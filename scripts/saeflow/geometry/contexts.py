@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saeflow.config_language import Hook
 from saeflow.geometry.concepts import Concepts
+from saeflow.models import readout
 from saeflow.models.hook_points import Recorder
 from saeflow.models.language import Tokens
 from saeflow.reproduce import write_arrays
@@ -65,15 +66,13 @@ class LabelledContexts:
 
 def unembedding_hook(model: nn.Module) -> dict[str, Hook]:
     """The hook point that is what the model's unembedding reads."""
-    unembedding = model.get_output_embeddings()
-    path = next(name for name, module in model.named_modules() if module is unembedding)
-    return {"final": Hook(module=path, side="input")}
+    return {"final": Hook(module=readout.unembedding(model)[0], side="input")}
 
 
 def final_states(
     model: nn.Module, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]]:
-    """What the unembedding reads before each text token, and that token; first tokens of contexts left out.
+    """What the unembedding reads at each text token that another follows, and that other one.
 
     Arguments:
         model: of Hugging Face's causal language models.
@@ -83,20 +82,25 @@ def final_states(
     device = model.get_input_embeddings().weight.device
     for tokens, is_text in batches:
         ids = torch.from_numpy(np.asarray(tokens, np.int64))
-        # A position counts where the token after it is text, the one that the model is to name.
+        # The token after a position is the one that the model is to name: it is text as well.
         wanted = np.zeros(is_text.shape, bool)
-        wanted[:, 1:-1] = is_text[:, 2:]
+        wanted[:, 1:-1] = is_text[:, 1:-1] & is_text[:, 2:]
         rows = torch.from_numpy(np.flatnonzero(wanted))
         h = record(ids.to(device), rows)["final"]
         yield h.float().cpu(), ids.roll(-1, 1).flatten()[rows]
 
 
 def prompt_states(model: nn.Module, tokens: Tokens, prompts: Sequence[str], batch_size: int) -> Float[Tensor, "n d"]:
-    """What the unembedding reads at the end of each prompt."""
+    """What the unembedding reads at the end of each prompt.
+
+    Raises:
+        ValueError: a prompt that does not end with text.
+    """
     record = Recorder(model, unembedding_hook(model))
     device = model.get_input_embeddings().weight.device
-    start = [] if tokens.start is None else [tokens.start]
-    encoded = [start + ids for ids in tokens.encode(prompts)]
+    encoded = tokens.with_start(prompts)
+    if bare := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if {*ids[-1:]} <= tokens.special]:
+        raise ValueError(f"prompt {bare[0]!r} does not end with text; let geometry.concepts.templates end with a word")
     states = []
     for first in range(0, len(encoded), batch_size):
         batch = encoded[first : first + batch_size]

@@ -1,67 +1,59 @@
-"""A model's unembedding from its files, without the rest of the model: which rows are tokens."""
+"""A model's unembedding: what makes logits of a state, and which of its rows are tokens."""
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from safetensors import safe_open
 
-from saeflow.models import language
-
-_NAMES = ("lm_head.weight", "embed_out.weight", "output.weight")
-_TIED = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "gpt_neox.embed_in.weight")
+from saeflow.models import language, readout
 
 
 class UnembeddingError(ValueError):
-    """A model whose unembedding cannot be found, or is not linear; names the folder."""
+    """A model whose logits are no linear function of what its unembedding reads; names the folder."""
 
 
-def load(folder: Path, settings: Mapping[str, Any]) -> tuple[Float[np.ndarray, "v d"], Int[np.ndarray, " n"]]:
-    """The unembedding, and its rows that count: of the tokenizer's tokens but for special and unused ones.
+class Unembedding(NamedTuple):
+    """Logits are gamma h + bias, up to a cap on them.
+
+    Arguments:
+        gamma: a row for each token, with the number by which the model multiplies its logits.  Shape [v, d].
+        bias: 0 for most models.  Shape [v].
+        rows: those that count, of the tokenizer's tokens but for special and unused ones.  Shape [n].
+    """
+
+    gamma: Float[np.ndarray, "v d"]
+    bias: Float[np.ndarray, " v"]
+    rows: Int[np.ndarray, " n"]
+
+
+def load(folder: Path, settings: Mapping[str, Any]) -> Unembedding:
+    """The unembedding that a model computes with, in float32.
 
     Arguments:
         folder: in Hugging Face's format.
-        settings: section `language.models.<name>` as a dict.
+        settings: of section `language.models.<name>`, `dtype` and `trust_remote_code`.
     Raises:
-        UnembeddingError: no matrix by a known name.
+        UnembeddingError: there is none, or the model does more with what it gives than scale and cap it.
     """
-    gamma = _matrix(folder)
-    tokenizer = language.load_tokenizer(folder, settings).tokenizer
-    special = set(tokenizer.all_special_ids)
-    tokens = tokenizer.get_vocab()
-    rows = sorted(number for token, number in tokens.items() if number not in special and not _is_unused(token))
-    return gamma, np.array([number for number in rows if number < len(gamma)])
+    # All that it computes here is the logits of single tokens: any attention will do.
+    model = language.load(folder, {**settings, "attention": None, "device_map": None}, "cpu")
+    try:
+        found = readout.linear(model)
+    except readout.ReadoutError as error:
+        raise UnembeddingError(f"{folder}: geometry cannot read this model: {error}") from error
+    tokens = language.load_tokenizer(folder, settings)
+    words = ((token, i) for token, i in tokens.tokenizer.get_vocab().items() if i not in tokens.no_words)
+    rows = sorted(number for token, number in words if not is_unused(token))
+    gamma, bias = found.matrix.cpu().numpy(), found.bias.cpu().numpy()
+    return Unembedding(gamma, bias, np.array([number for number in rows if number < len(gamma)]))
 
 
-def bias(folder: Path, n_rows: int) -> Float[np.ndarray, " v"]:
-    """What the unembedding adds to the logits: 0 for most models."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in _NAMES:
-                if (name := name.replace(".weight", ".bias")) in tensors.keys():  # noqa: SIM118
-                    return tensors.get_tensor(name).float().numpy()
-    return np.zeros(n_rows, np.float32)
+_UNUSED = re.compile(r"[<\[]\|?\w*?(?:unused|reserved|placeholder|extra)\w*?\d+\|?[>\]]", re.IGNORECASE)
 
 
-def _is_unused(token: str) -> bool:
-    """Whether a token is one that no text has: `<unused12>`, `[unused12]`, `<0x0A>` apart."""
-    return token.strip("<>[]").lower().startswith(("unused", "reserved_special"))
-
-
-def _matrix(folder: Path) -> np.ndarray:
-    files = sorted(folder.glob("*.safetensors"))
-    found: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
-    config = json.loads((folder / "config.json").read_text())
-    names = _NAMES if not config.get("tie_word_embeddings", False) else ()
-    name = next((name for name in (*names, *_TIED, *_NAMES) if name in found), None)
-    if name is None:
-        raise UnembeddingError(f"{folder}: has no unembedding by a known name ({', '.join(_NAMES + _TIED)})")
-    with safe_open(found[name], "pt") as tensors:
-        # float32 holds bfloat16, which numpy does not have, exactly.
-        return tensors.get_tensor(name).float().numpy()
+def is_unused(token: str) -> bool:
+    """Whether a token's text says that no text has it: `<unused12>`, `[unused12]`, `<|reserved_special_token_3|>`."""
+    return _UNUSED.fullmatch(token) is not None

@@ -17,7 +17,7 @@ from saeflow.datasets.images import ImageSplit
 from saeflow.injection.forward import Forward
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.reproduce import child_seed
-from saeflow.sae import trainer
+from saeflow.sae import health, trainer
 from saeflow.sae.architectures import ARCHITECTURES, JumpReLU, SparseAutoencoder
 from saeflow.sae.stack import Member
 
@@ -63,6 +63,8 @@ def train(
         seed: root of all draws.
     Returns:
         SAEs by key, one per member.
+    Raises:
+        DivergedError: a training whose loss or weights are not finite.
     """
     forward = Forward(device)
     stores: dict[tuple[str, str], list[ActivationStore]] = {}
@@ -70,7 +72,10 @@ def train(
         own = torch.from_numpy(images[np.isin(images.labels, classes[role])].inputs())
         for architecture, network in of_role.items():
             values = forward(network, own, SITE)
-            stores[role, architecture] = [ActivationStore.from_array(rows.contiguous()) for rows in values]
+            stores[role, architecture] = [
+                ActivationStore.from_array(rows.contiguous(), metadata={"network": f"{role}-{architecture}, {i}"})
+                for i, rows in enumerate(values)
+            ]
     members = [(key, i, spaces.d_sae, spaces.k) for key, of_key in stores.items() for i in range(len(of_key))]
     for role in swept:
         for architecture in list(networks[role])[: spaces.sweep_architectures]:
@@ -101,6 +106,8 @@ def _trained(
     ]
     rows = [store for of_key in stores.values() for store in of_key]
     results = trainer.train(rows, members, training, seed=seed, device=device)
+    for result in results:
+        health.check_finite(result, training)
     found: dict[Key, list[SparseAutoencoder]] = {}
     # Networks of a key come in their own order.
     for (key, _, d_sae, k), result in zip(wanted, results, strict=True):

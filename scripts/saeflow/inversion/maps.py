@@ -51,5 +51,6 @@ def write(
         "<style>body{font:14px sans-serif;margin:1em}circle:hover,circle:focus{stroke:#000;stroke-width:2}</style>"
         f"<h1>Map of features</h1><p>{said}. Large points were chosen.</p>"
         f'<svg role="img" aria-label="Map of features" width="{_SIDE}" height="{_SIDE}">{"".join(points)}</svg>'
-        "</html>\n"
+        "</html>\n",
+        encoding="utf-8",
     )

@@ -193,6 +193,7 @@ def optimize_feature(
         spec.position,
         batch_size,
     )
+    objective.check()
     vocabulary = Vocabulary(experiment.tokens, len(objective.embeddings))
     read = readings.read(experiment.sae, experiment.store("train"), features)
     windows = [readings.best_windows(read, i, _WINDOWS, spec.length) for i in range(len(features))]

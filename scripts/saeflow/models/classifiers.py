@@ -5,7 +5,6 @@ columns, flattened in that order.
 """
 
 import copy
-import difflib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -99,7 +98,7 @@ class StackedClassifier(nn.Module):
         for i, units in enumerate(self.spec.hidden, 1):
             self.layers[f"hidden{i}"] = Dense(n_members, d, units)
             d = units
-        self._hook_points = (*(f"{layer}.{side}" for layer in self.layers for side in ("pre", "post")), "logits")
+        self._hook_points = self.spec.hook_points
         self.layers["logits"] = Dense(n_members, d, n_classes)
 
     @torch.no_grad()
@@ -133,15 +132,10 @@ class StackedClassifier(nn.Module):
         Raises:
             ClassifierError: there is no such hook point.
         """
-        layer, dot, side = name.partition(".")
-        ends = {"first": self._hook_points[0], "last": self._hook_points[-2]}
-        own = ends[layer].partition(".")[0] + dot + side if layer in ends else name
-        if own not in self._hook_points:
-            close = difflib.get_close_matches(name, self._hook_points, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            known = ", ".join(self._hook_points)
-            raise ClassifierError(f"hook point '{name}': {hint}{self.architecture} has {known}, and first.*, last.*")
-        return own
+        try:
+            return self.spec.resolve(name, self.architecture)
+        except ValueError as error:
+            raise ClassifierError(f"hook point {error}") from None
 
     def width(self, name: str) -> int:
         """Number of units at a hook point."""
@@ -241,7 +235,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     sidecar = path.with_suffix(".json")
     try:
-        description = json.loads(sidecar.read_text())
+        description = json.loads(sidecar.read_text(encoding="utf-8"))
         missing = [name for name in (*_BUILD, "layers") if name not in description]
     except (OSError, ValueError, TypeError) as error:
         raise ClassifierError(f"{sidecar}: no description of a classifier: {error}") from None

@@ -1,19 +1,26 @@
-"""Hook points of a language model: what a module gives or takes, recorded or replaced while the model runs."""
+"""Hook points of a language model: what a module gives or takes, recorded or replaced while the model runs.
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+Most modules give a vector per token as [context, place, d]. Some have places first, and some have all tokens as one
+list of rows: which of these a module has is seen, once per model, from two short contexts. A module that runs several
+times while the model reads a text stands for the first of these runs.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook
+from saeflow.config_language import Hook, no_such_module
+from saeflow.models.activation_layouts import CONTEXTS, PLACES, HookPointError, Layout, Parts, layout_of
 
-
-class HookPointError(ValueError):
-    """A hook point that the model does not have, or that gives no activations; names it and what would be right."""
+log = logging.getLogger(__name__)
 
 
 Rows = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
@@ -28,19 +35,14 @@ def find(model: nn.Module, path: str) -> nn.Module:
     modules = dict(model.named_modules())
     if path in modules:
         return modules[path]
-    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.4)
-    # A path that is right but for its last step says most by what is beside it.
-    parent = path.rpartition(".")[0]
-    beside = [name for name in modules if parent and name.rpartition(".")[0] == parent][:5]
-    nearest = list(dict.fromkeys([*close, *beside])) or list(modules)[1:8]
-    raise HookPointError(f"hook point '{path}': the model has no such module; nearest: {', '.join(nearest)}")
+    raise HookPointError(f"hook point {no_such_module(path, filter(None, modules))}")
 
 
 class Recorder:
     """Runs a model up to the last of some hook points and gives their activations; nothing behind them is computed.
 
     Arguments:
-        model: any module whose forward takes token ids.
+        model: a causal language model.
         hooks: by name.
     Raises:
         HookPointError: a module that the model does not have.
@@ -65,12 +67,12 @@ class Recorder:
         Raises:
             HookPointError: a module that does not run, or gives no vector per token.
         """
-        found: dict[str, Tensor] = {}
+        layouts, found = _layouts(self._model, self._hooks), {}
 
         def keep(name: str, value: Any) -> None:
-            if name in found:  # a module that runs several times counts once
+            if name in found or _probing.get():
                 return
-            value = activations_in(value, name, tokens.shape)
+            value = layouts[name].view(Parts.of(value, name).first, name, tokens.shape)
             found[name] = value.flatten(0, 1).index_select(0, rows.to(value.device))
             if len(found) == len(self._hooks):
                 raise _Enough
@@ -80,11 +82,15 @@ class Recorder:
                 handle = _register(self._modules[name], hook.side, lambda value, name=name: keep(name, value))
                 stack.callback(handle.remove)
             try:
-                self._model(tokens)
+                _read(self._model, tokens)
             except _Enough:
                 return found
-        missing = ", ".join(name for name in self._hooks if name not in found)
-        raise HookPointError(f"hook point {missing}: the module does not run when the model reads text")
+        raise _not_run(name for name in self._hooks if name not in found)
+
+
+def _read(model: nn.Module, tokens: Int[Tensor, "batch context"]) -> None:
+    # Without a cache, transformers looks at numbers to make masks, of which a model on the meta device has none.
+    model(tokens, use_cache=tokens.is_meta)
 
 
 class _Enough(Exception):  # noqa: N818
@@ -104,18 +110,30 @@ def replaced(model: nn.Module, name: str, hook: Hook, where: Bool[Tensor, "batch
         HookPointError: see `Recorder`.
     """
 
+    layout, ran = _layouts(model, {name: hook})[name], False
+
+    def begin(*_: Any) -> None:
+        nonlocal ran
+        ran = ran and _probing.get()
+
     def change(value: Any) -> Any:
-        old = activations_in(value, name, where.shape)
+        nonlocal ran
+        if ran or _probing.get():
+            return None
+        ran = True
+        parts = Parts.of(value, name)
+        old = layout.view(parts.first, name, where.shape)
         mask = where.to(old.device)
         new = old.clone()
         new[mask] = by(old[mask]).to(old.dtype)
-        return new if isinstance(value, Tensor) else (new, *value[1:])
+        return parts.put(layout.unview(new))
 
-    handle = _register(find(model, hook.module), hook.side, change)
+    handles = [model.register_forward_pre_hook(begin), _register(find(model, hook.module), hook.side, change)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def activations_at(
@@ -134,11 +152,12 @@ def activations_at(
         HookPointError: see `Recorder`.
     """
     shape = next(iter(inputs.values())).shape[:2]
+    layout = _layouts(model, {name: hook})[name]
     found: list[Tensor] = []
 
     def keep(value: Any) -> None:
-        if not found:
-            found.append(activations_in(value, name, shape))
+        if not found and not _probing.get():
+            found.append(layout.view(Parts.of(value, name).first, name, shape))
             if not onward:
                 raise _Enough
 
@@ -150,17 +169,74 @@ def activations_at(
     finally:
         handle.remove()
     if not found:
-        raise HookPointError(f"hook point {name}: the module does not run when the model reads text")
+        raise _not_run([name])
     return found[0], output
 
 
-def activations_in(value: Any, name: str, shape: tuple[int, int]) -> Float[Tensor, "batch context d"]:
-    """The activations in what a module gives or takes: itself, or the first of several."""
-    first = value if isinstance(value, Tensor) else value[0] if isinstance(value, tuple) and value else None
-    if not isinstance(first, Tensor) or first.ndim != 3 or tuple(first.shape[:2]) != tuple(shape):
-        found = list(first.shape) if isinstance(first, Tensor) else type(value).__name__
-        raise HookPointError(f"hook point '{name}': has {found}, expected a vector per token, {[*shape, 'd']}")
-    return first
+_probing: ContextVar[bool] = ContextVar("probing", default=False)
+"""Whether a model runs to show its layouts: hooks that wait for a text of their own let it pass."""
+_known: WeakKeyDictionary[nn.Module, dict[tuple[str, str], Layout]] = WeakKeyDictionary()
+
+
+def _layouts(model: nn.Module, hooks: Mapping[str, Hook]) -> dict[str, Layout]:
+    """The layout at each hook point, from two short contexts, and where that is not enough, from another two."""
+    known = _known.setdefault(model, {})
+    keys = {name: (hook.module, hook.side) for name, hook in hooks.items()}
+    new = {name: hook for name, hook in hooks.items() if keys[name] not in known}
+    if new:
+        embedding = model.get_input_embeddings().weight
+        n = CONTEXTS * PLACES
+        ids = torch.arange(n + PLACES, device=embedding.device) * len(embedding) // (n + PLACES)
+        tokens = ids[:n].view(CONTEXTS, PLACES)
+        others: dict[str, Tensor] = {}
+
+        def changed(name: str) -> Tensor:
+            if not others:
+                others.update(_probe(model, new, torch.stack([tokens[0], ids[n:]])))
+            return others[name]
+
+        for name, value in _probe(model, new, tokens).items():
+            known[keys[name]] = layout_of(value, lambda name=name: changed(name), name)
+    return {name: known[key] for name, key in keys.items()}
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, hooks: Mapping[str, Hook], tokens: Int[Tensor, "batch context"]) -> dict[str, Tensor]:
+    """What stands at each hook point in its first run.
+
+    Raises:
+        HookPointError: a module that does not run, or gives no tensor.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in hooks}
+
+    def keep(name: str, value: Any) -> None:
+        found[name].append(Parts.of(value, name).first if not found[name] else tokens)
+
+    with ExitStack() as stack:
+        stack.callback(_probing.reset, _probing.set(True))
+        for name, hook in hooks.items():
+            handle = _register(find(model, hook.module), hook.side, lambda value, name=name: keep(name, value))
+            stack.callback(handle.remove)
+        try:
+            _read(model, tokens)
+        except HookPointError:
+            raise
+        except Exception:
+            if not all(found.values()):  # what fails behind the hook points is not their fault
+                raise
+    if silent := [name for name, runs in found.items() if not runs]:
+        raise _not_run(silent)
+    for name, runs in found.items():
+        if len(runs) > 1:
+            log.warning("hook point '%s': runs %d times when the model reads a text; the first counts", name, len(runs))
+    return {name: runs[0] for name, runs in found.items()}
+
+
+def _not_run(names: Iterable[str]) -> HookPointError:
+    return HookPointError(
+        f"hook point {', '.join(names)}: the module does not run when the model reads text, or only on tokens that are "
+        "routed to it"
+    )
 
 
 def _register(module: nn.Module, side: str, use: Callable[[Any], Any]):
@@ -168,11 +244,13 @@ def _register(module: nn.Module, side: str, use: Callable[[Any], Any]):
     if side == "output":
         return module.register_forward_hook(lambda _module, _inputs, output: use(output))
 
+    wanted = list(inspect.signature(module.forward).parameters)
+
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if args:
-            new = use(args)
-            return None if new is None else (new, kwargs)
-        name = next(iter(kwargs), None)
+            new = use(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        name = next((name for name in wanted if name in kwargs), next(iter(kwargs), None))
         new = use(kwargs.get(name))
         return None if new is None else (args, kwargs | {name: new})
 

@@ -1,8 +1,7 @@
 """Causal language models from a folder in Hugging Face's format: loaded, checked, asked for tokens and losses."""
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,119 +10,133 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from saeflow.models import causality, language_weights
+from saeflow.models.language_configuration import (
+    LOCAL,
+    LanguageModelError,
+    attention_of,
+    build_problem,
+    configuration,
+    short,
+)
 from saeflow.models.language_files import files_of
+from saeflow.models.language_tokens import Encoder, Tokens, load_tokenizer
 
-# Nothing here goes to the network, and no tokenizer forks threads of its own.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-_LOCAL = {"local_files_only": True}
+__all__ = [
+    "Encoder",
+    "LanguageModelError",
+    "Tokens",
+    "check",
+    "check_context",
+    "context_limit",
+    "input_device",
+    "load",
+    "load_tokenizer",
+    "loss_sum",
+]
 
+log = logging.getLogger(__name__)
 
-class LanguageModelError(ValueError):
-    """A model that cannot be used as the study asks; names the model's folder or key and what would be right."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenizer.
-
-    Arguments:
-        tokenizer: of transformers.
-        start: id of the token that a document begins with; none if the tokenizer has none.
-    """
-
-    tokenizer: Any
-    start: int | None
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts, without special tokens."""
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-
-    def strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token as readers see it: words with the space in front of them, never empty."""
-        found = []
-        for i, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
-            if token is not None and "▁" in token:  # SentencePiece; decoding one token would drop its space
-                text = token.replace("▁", " ")
-            else:
-                text = self.tokenizer.decode([i], clean_up_tokenization_spaces=False)
-            found.append(text if text and "\ufffd" not in text else token or f"<{i}>")
-        return found
-
-
-def load_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokens:
-    """The tokenizer of a model's folder.
-
-    Arguments:
-        folder: with the tokenizer's files.
-        settings: section `language.models.<name>` as a dict.
-    Raises:
-        LanguageModelError: the folder has no tokenizer that transformers can read.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"], **_LOCAL)
-    except (OSError, ValueError, KeyError) as error:
-        raise LanguageModelError(f"{folder}: no tokenizer that transformers can read ({error})") from error
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return Tokens(tokenizer, start)
+# Keys of a configuration for the most tokens that a model reads, by family.
+_LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "context_length")
 
 
 def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
-    """The model of a folder, for use: no gradients, no dropout, weights from safetensors alone.
+    """The model of a folder, for use: no gradients, no dropout, weights from safetensors alone, and every one of them.
 
     Arguments:
         folder: with `config.json` and weights.
         settings: section `language.models.<name>` as a dict.
         device: of the whole model, unless the section has a device map.
     Raises:
-        ModelFilesError: no such model, or weights that are pickles.
-        LanguageModelError: what transformers says of it: an attention implementation that it does not have, say.
+        ModelFilesError: no such model, weights that are pickles, or files that are not whole.
+        LanguageModelError: weights that are not the model's, or what transformers says of it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    files_of(folder)
+    files_of(folder, settings["trust_remote_code"])
+    config = configuration(folder, settings)
     logging.disable_progress_bar()  # a job's log has no use for one
     where = {"device_map": settings["device_map"]} if settings["device_map"] else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, settings["dtype"]),
-            attn_implementation=settings["attention"],
             use_safetensors=True,
             trust_remote_code=settings["trust_remote_code"],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **attention_of(folder, config, settings),
             **where,
-            **_LOCAL,
+            **LOCAL,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise LanguageModelError(f"{folder}: transformers cannot load it: {error}") from error
+    except (torch.OutOfMemoryError, MemoryError, LanguageModelError):
+        raise
+    except Exception as error:  # code that is not ours, on files that are not ours
+        file = folder / "config.json" if build_problem(config, settings, {}) else folder
+        raise LanguageModelError(f"{file}: transformers cannot load the model: {short(error)}") from error
+    if problem := language_weights.problem(model, found, config, bool(where)):
+        raise LanguageModelError(f"{folder}: {problem}")
     model = model if where else model.to(device)
     return model.eval().requires_grad_(False)
 
 
 def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> None:
-    """Refuse a tokenizer that is not the model's, and contexts longer than it can read.
+    """Refuse a tokenizer that is not the model's, contexts longer than it can read, and a model that is not causal.
+
+    Tokens that were added to a tokenizer and that the model does not embed are no fault; a text that has one is refused
+    where it is encoded.
 
     Raises:
         LanguageModelError: names the model, the sizes and the key.
     """
-    rows, words = model.get_input_embeddings().weight.shape[0], len(tokens.tokenizer)
+    rows, words = model.get_input_embeddings().weight.shape[0], tokens.tokenizer.vocab_size
     if words > rows:
         raise LanguageModelError(
             f"language.models.{name}: the tokenizer has {words} tokens, the model embeds {rows}: they do not belong "
             "together"
         )
-    limit = context_limit(model)
-    if limit is not None and context_size > limit:
+    check_context(model, context_size, name)
+    ids = [i for i in range(min(rows, words)) if i not in tokens.special] or [0]
+    try:
+        ahead = causality.looks_ahead(model, torch.tensor(ids, device=input_device(model)), context_size)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # code that is not ours
         raise LanguageModelError(
-            f"language.text.context_size: {context_size} exceeds what {name} can read, {limit} tokens"
+            f"language.models.{name}: {type(model).__name__} cannot read a text of tokens ({short(error)})"
+        ) from error
+    if ahead is None:
+        log.warning("language.models.%s: whether it is causal could not be measured", name)
+    if ahead:
+        raise LanguageModelError(
+            f"language.models.{name}: {type(model).__name__} is not causal, its logits change with tokens that come "
+            "later; take a model that predicts the next token, no encoder"
         )
+
+
+def check_context(model: nn.Module, size: int, name: str, key: str = "language.text.context_size") -> None:
+    """Refuse more tokens than a model can read.
+
+    Arguments:
+        size: tokens that are asked for by the key.
+        name: of the model in the study.
+    Raises:
+        LanguageModelError: names the key, the model and its limit.
+    """
+    limit = context_limit(model)
+    if limit is not None and size > limit:
+        raise LanguageModelError(f"{key}: {size} exceeds what {name} can read, {limit} tokens")
 
 
 def context_limit(model: nn.Module) -> int | None:
     """Most tokens that a model can read; none where its configuration does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
+    config = model.config.get_text_config(decoder=True)
+    try:
+        return next((n for n in (getattr(config, key, None) for key in _LIMITS) if isinstance(n, int) and n > 0), None)
+    except NotImplementedError:  # what XLNet says instead of having no such key
+        return None
 
 
 def input_device(model: nn.Module) -> torch.device:

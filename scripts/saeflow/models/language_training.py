@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from saeflow import tracking
-from saeflow.config_language import EmbeddedModel
-from saeflow.datasets.contexts import START, Contexts
+from saeflow.config_language import SPECIAL_TOKENS, EmbeddedModel
+from saeflow.datasets.contexts import NO_TEXT, Contexts
 from saeflow.models.language import Tokens, loss_sum
 from saeflow.reproduce import child_seed
 
 log = logging.getLogger(__name__)
 
-SPECIAL = ("<unk>", "<s>")
 _WORD = re.compile(r"\w+|[^\w\s]+")  # what the tokenizer's `Whitespace` splits at
 _CURVE_POINTS = 60
 
@@ -39,12 +38,15 @@ def word_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokens:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    unknown, start = SPECIAL_TOKENS
     counts = Counter(word for text in texts for word in _WORD.findall(text.lower()))
-    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(SPECIAL)]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *words))}, unk_token=SPECIAL[0]))
+    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(SPECIAL_TOKENS)]
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate((*SPECIAL_TOKENS, *words))}, unk_token=unknown)
+    )
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=SPECIAL[0], bos_token=SPECIAL[1])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=unknown, bos_token=start)
     return Tokens(tokenizer, tokenizer.bos_token_id)
 
 
@@ -67,7 +69,7 @@ def untrained(spec: EmbeddedModel, n_words: int, context_size: int, seed: int) -
         num_key_value_heads=spec.heads,
         max_position_embeddings=context_size,
         tie_word_embeddings=False,
-        bos_token_id=SPECIAL.index("<s>"),
+        bos_token_id=SPECIAL_TOKENS.index("<s>"),
         eos_token_id=None,
         pad_token_id=None,
         use_cache=False,
@@ -95,7 +97,7 @@ def train(
     # Logits of a context's last token are computed but not scored: to cut them off would copy all others.
     targets = torch.full_like(tokens, -100)
     targets[:, :-1] = tokens[:, 1:]
-    targets[:, :-1][torch.from_numpy(contexts.position[:, 1:] == START)] = -100
+    targets[:, :-1][torch.from_numpy(contexts.position[:, 1:] == NO_TEXT)] = -100
     model.to(device).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]

@@ -6,6 +6,10 @@ METADATA = "ro-crate-metadata.json"
 STUDY = "study"
 STUDY_FILE = f"{STUDY}/study.yaml"
 MANIFEST = f"{STUDY}/MANIFEST.sha256"
+INPUTS = f"{STUDY}/INPUTS.sha256"
+BESIDE = (STUDY_FILE, MANIFEST, INPUTS)
+"""What lies beside the results, and is in no manifest."""
+LONGEST_NAME = 1024
 
 _PARTS = (
     *("Snakefile", "Makefile", "README.md", "LICENSE", "CITATION.cff", "pyproject.toml"),
@@ -31,6 +35,13 @@ def project_files(root: Path) -> list[str]:
             raise FileNotFoundError(f"{path}: not there, but a crate carries the whole workflow")
         found |= {file for file in path.rglob("*") if file.suffix in _SOURCES} if path.is_dir() else {path}
     return sorted(file.relative_to(root).as_posix() for file in found)
+
+
+def changes_results(name: str) -> bool:
+    """Whether a file of the project can change what another study shows: prose and other studies cannot."""
+    return not name.endswith((".md", ".cff")) and (
+        not name.startswith("config/") or name.startswith("config/concepts/")
+    )
 
 
 # Large, or somebody else's text.

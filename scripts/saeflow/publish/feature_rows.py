@@ -44,7 +44,7 @@ def read(folder: Path) -> Iterator[FeatureRow]:
 
 def summary(folder: Path) -> dict[str, Any]:
     """What the analysis says of the SAE as a whole."""
-    return json.loads((folder / SUMMARY).read_text())
+    return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ FILE = Path(__file__).with_suffix(".yaml")
 
 def of_task(**task: Any) -> list[dict[str, Any]]:
     """Goals of a task, as `older_numbers.of_task` takes it; none for others."""
-    content = yaml.safe_load(FILE.read_text())
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return content["goals"] if same_task(content["task"], **task) else []
 
 

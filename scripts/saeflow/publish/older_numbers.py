@@ -21,7 +21,7 @@ def of_task(**task: Any) -> dict[str, dict[str, float]]:
     Arguments:
         task: `dataset`, `target_classes`, `source_classes`, `concept` and `lookalike` of the study.
     """
-    content = yaml.safe_load(FILE.read_text())
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return content["methods"] if same_task(content["task"], **task) else {}
 
 

@@ -102,4 +102,6 @@ def _older_metadata(content: dict[str, Any]) -> dict[str, Any]:
 
 def _card(content: dict[str, Any], identity: Identity) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text()).render(package=content, release=identity.release)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        package=content, release=identity.release
+    )

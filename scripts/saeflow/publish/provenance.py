@@ -53,6 +53,7 @@ class Run:
 
     Arguments:
         study: the whole config, as builtins, without paths of this machine.
+        inputs: digests of the files that it reads, as `study_inputs.digests_of` has them.
         manifest: its MANIFEST.sha256; the results lie beside it.
         records: what `saeflow.record` read from its logs, the last job at the end.
         project: root of the workflow.
@@ -60,6 +61,7 @@ class Run:
     """
 
     study: Mapping[str, Any]
+    inputs: Mapping[str, str]
     manifest: Path
     records: Sequence[Mapping[str, Any]]
     project: Path
@@ -74,22 +76,20 @@ def write(run: Run, target: Path) -> None:
         ValueError: a result is not what the manifest says.
     """
     with tempfile.TemporaryDirectory() as folder:
-        study_file = Path(folder, "study.yaml")
-        study_file.write_text(yaml.safe_dump(dict(run.study), sort_keys=False, allow_unicode=True))
         tree = Path(folder, "crate")
-        describe(run, study_file).write(tree)
+        describe(run, Path(folder)).write(tree)
         _zip(tree, target)
 
 
-def describe(run: Run, study_file: Path) -> ROCrate:
-    """The crate of a run, with its files where they are now."""
+def describe(run: Run, folder: Path) -> ROCrate:
+    """The crate of a run, with its files where they are now; what is no file yet is written into `folder`."""
     crate = ROCrate(version="1.1")
     crate.metadata.extra_terms |= {
         name: TERMS + name for name in ("ContainerImage", "containerImage", "resourceUsage", "sha256")
     }
     ended = run.records[-1]["ended"]
     workflow = _add_workflow(crate, run)
-    settings, inputs = _add_settings(crate, run, study_file)
+    settings, inputs = _add_settings(crate, run, folder)
     results = [_add_file(crate, run.manifest, layout.MANIFEST, name="Digest of every result of the study")]
     for name, digest in reproduce.read_manifest(run.manifest).items():
         if layout.is_shown(name):
@@ -139,6 +139,7 @@ def _add_workflow(crate: ROCrate, run: Run) -> File:
         run.project / "Snakefile", "Snakefile", main=True, lang="snakemake", lang_version=run.snakemake
     )
     workflow["name"], workflow["version"], workflow["encodingFormat"] = "saeflow", __version__, "text/plain"
+    workflow["sha256"] = reproduce.sha256_file(run.project / "Snakefile")
     workflow["conformsTo"] = {"@id": BIOSCHEMAS}
     for name in layout.project_files(run.project):
         if name != "Snakefile":
@@ -152,10 +153,17 @@ def _add_workflow(crate: ROCrate, run: Run) -> File:
     return workflow
 
 
-def _add_settings(crate: ROCrate, run: Run, study_file: Path) -> tuple[list, list]:
-    """The study file and its seeds, threads and device as values; the workflow's parameters that they are values of."""
-    file = _add_file(crate, study_file, layout.STUDY_FILE, name="The study: every setting, defaults included")
-    values, parameters = [file], [_parameter(crate, "study", "File", "The study file.", file)]
+def _add_settings(crate: ROCrate, run: Run, folder: Path) -> tuple[list, list]:
+    """The study file, digests of what it reads, its seeds, threads and device as values; the workflow's parameters that
+    they are values of."""
+    study, inputs = folder / "study.yaml", folder / "INPUTS.sha256"
+    study.write_text(yaml.safe_dump(dict(run.study), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    reproduce.write_manifest(inputs, run.inputs)
+    file = _add_file(crate, study, layout.STUDY_FILE, name="The study: every setting, defaults included")
+    read = _add_file(crate, inputs, layout.INPUTS, name="Digest of every file that the study reads")
+    values = [file, read]
+    parameters = [_parameter(crate, "study", "File", "The study file.", file)]
+    parameters.append(_parameter(crate, "inputs", "File", "Models, text and concepts that the study names.", read))
     for key, meaning in PARAMETERS.items():
         found: Any = run.study
         for step in key.split("."):

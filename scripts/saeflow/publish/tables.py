@@ -39,7 +39,7 @@ def classifiers(sidecars: Iterable[Path]) -> pd.DataFrame:
     """A row per trained network, from the JSON files beside the weights."""
     rows = []
     for sidecar in sidecars:
-        content = json.loads(sidecar.read_text())
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
         for member in content["members"]:
             rows.append({"architecture": content["architecture"], "role": content["role"], **member})
     return pd.DataFrame(rows)

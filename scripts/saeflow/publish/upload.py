@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from saeflow import endpoints
+from saeflow.redaction import redact
 
 KEY = "NEURONPEDIA_API_KEY"
 SERVER = "https://www.neuronpedia.org"
@@ -34,7 +37,8 @@ def send(
 
     Arguments:
         batches: `upload/batch-*.json` of a package, which has been verified.
-        server: scheme and host. The key goes there and nowhere else; only a loopback host may do without TLS.
+        server: scheme and host. The key goes there and nowhere else; only a loopback host may do without TLS, and is
+            asked without a proxy.
         first: number of the batch to begin with, to go on after an error.
     Yields:
         each batch, and what the server said.
@@ -44,11 +48,12 @@ def send(
     key = os.environ.get(KEY)
     if not key:
         raise UploadError(f"{KEY} is not set: nothing is sent without a key; Neuronpedia shows yours under Settings")
-    address = urlsplit(server)
-    if address.scheme != "https" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
+    if not re.fullmatch(endpoints.URL, server):
+        raise UploadError(f"{redact(server)!r}: a server is written https://host, without user, query and fragment")
+    if not server.startswith("https:") and not endpoints.is_loopback(server):
         raise UploadError(f"{server}: a key is sent over https only")
     for number, batch in enumerate(batches[first:], first):
-        yield batch, _post(server + PATH, batch, key, number, attempts, wait)
+        yield batch, _post(server.rstrip("/") + PATH, batch, key, number, attempts, wait)
 
 
 def _post(url: str, batch: Path, key: str, number: int, attempts: int, wait: Callable[[float], None]) -> str:
@@ -57,7 +62,7 @@ def _post(url: str, batch: Path, key: str, number: int, attempts: int, wait: Cal
     on = f"; go on with --first {number}"
     for attempt in range(attempts):
         try:
-            with _opener().open(request, timeout=120) as answer:
+            with endpoints.opener(url).open(request, timeout=120) as answer:
                 return json.loads(answer.read()).get("message", "accepted")
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode(errors="replace").strip()
@@ -73,14 +78,3 @@ def _post(url: str, batch: Path, key: str, number: int, attempts: int, wait: Cal
         except (json.JSONDecodeError, AttributeError):
             raise UploadError(f"{batch.name}: {url} did not answer as Neuronpedia does{on}") from None
     raise AssertionError("unreachable")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirect)

@@ -82,7 +82,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def preactivations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """(x - b_dec) W_enc + b_enc: what the nonlinearity selects from (`Gated`: the gate's side)."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return (x.to(self.dtype) - self.b_dec) @ self.W_enc + self.b_enc
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -267,7 +267,7 @@ class Gated(SparseAutoencoder):
 
     def preactivations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """(x - b_dec) W_enc + b_gate: a latent is open where this is > 0."""
-        return (x - self.b_dec) @ self.W_enc + self.b_gate
+        return (x.to(self.dtype) - self.b_dec) @ self.W_enc + self.b_gate
 
     def magnitudes(self, preactivations: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Latent values before the gate, from the gate's preactivations: both share one product with W_enc."""

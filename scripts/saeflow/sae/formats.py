@@ -16,7 +16,9 @@ from torch import Tensor
 
 from saeflow import __version__
 from saeflow.reproduce import write_json
-from saeflow.sae.architectures import ARCHITECTURES, SparseAutoencoder
+from saeflow.sae import saelens_config
+from saeflow.sae.architectures import SparseAutoencoder
+from saeflow.sae.saelens_config import FormatError, SAEConfig
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -24,12 +26,11 @@ WEIGHTS = "sae_weights.safetensors"
 # SAELens takes a file without this for one from before version 6, and then drops the nested metadata in silence.
 SAE_LENS_VERSION = "6.54.12"
 
-_PLAIN = {"normalize_activations": "none", "reshape_activations": "none"}
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# Scales of the latents before they are decoded: the name until version 2, and the one until version 5.
+_SCALES = ("scaling_factor", "finetuning_scaling_factor")
+_LFS_POINTER = b"version https://git-lfs"
 
-
-class FormatError(ValueError):
-    """A directory that holds no SAE that this library understands; names the file, the key and what would be right."""
+__all__ = ["CONFIG", "WEIGHTS", "FormatError", "load", "save"]
 
 
 def save(sae: SparseAutoencoder, directory: Path | str, metadata: Mapping[str, Any] | None = None) -> None:
@@ -43,12 +44,12 @@ def save(sae: SparseAutoencoder, directory: Path | str, metadata: Mapping[str, A
             Default: the SAE's own metadata.
 
     Raises:
-        ValueError: weights that are not a number, or metadata that is not JSON; names the tensor or the key.
+        ValueError: weights that are not finite, or metadata that is not JSON; names the tensor or the key.
     """
     tensors = {name: getattr(sae, name).detach().cpu().contiguous().clone() for name in sae.shapes}
     for name, tensor in tensors.items():
-        if tensor.isnan().any():
-            raise ValueError(f"{directory}: {name} holds {int(tensor.isnan().sum())} values that are not a number")
+        if n_wrong := _not_finite(tensor):
+            raise ValueError(f"{directory}: {name} holds {n_wrong} values that are not finite numbers")
     metadata = dict(sae.metadata if metadata is None else metadata)
     for key, value in metadata.items():
         try:
@@ -63,7 +64,8 @@ def save(sae: SparseAutoencoder, directory: Path | str, metadata: Mapping[str, A
         "dtype": str(sae.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        **_PLAIN,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
         **{name: getattr(sae, name) for name in sae.settings},
         "metadata": metadata | ours,
     }
@@ -75,84 +77,115 @@ def save(sae: SparseAutoencoder, directory: Path | str, metadata: Mapping[str, A
     write_json(directory / CONFIG, cfg)
 
 
-def load(directory: Path | str, device: torch.device | str = "cpu") -> SparseAutoencoder:
+def load(
+    directory: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+) -> SparseAutoencoder:
     """Read an SAE that `save` or SAELens wrote; its metadata is in `.metadata`.
 
-    SAELens's options `apply_b_dec_to_input: false` and `rescale_acts_by_decoder_norm: true` are folded into the
-    weights, which changes the last bits of latents and reconstructions.
+    What SAELens keeps as options is folded into the weights, which changes the last bits of latents and
+    reconstructions: `apply_b_dec_to_input: false`, `rescale_acts_by_decoder_norm: true` and scales of the latents.
+    An SAE of attention heads (`hook_z`) takes the heads side by side.
 
+    Arguments:
+        directory: with the two files.
+        dtype: that the weights come in, rounded to the one of the file before; None for that one. Models, stores and
+            features compute in float32.
     Raises:
         FileNotFoundError: no such directory, or one of the two files missing.
-        FormatError: broken files, unknown architecture, options that cannot be folded, tensors that are missing,
-            foreign or of the wrong shape.
+        FormatError: broken files, an architecture or options that this library does not compute, tensors that are
+            missing, foreign, of the wrong shape or kind of number, or not finite.
     """
     directory = Path(directory)
-    for path in (directory, directory / CONFIG, directory / WEIGHTS):
-        if not path.exists():
+    config, weights = directory / CONFIG, directory / WEIGHTS
+    for path, is_there in ((directory, directory.is_dir()), (config, config.is_file()), (weights, weights.is_file())):
+        if not is_there:
             raise FileNotFoundError(f"{path}: not there; an SAE is a directory with {CONFIG} and {WEIGHTS}")
-    cfg, cls = _read_config(directory / CONFIG)
-    tensors = _read_weights(directory / WEIGHTS, cls, cfg)
-    _fold(tensors, cfg)
+    cfg = saelens_config.read(config)
+    tensors = _read_weights(weights, cfg)
+    scale = _scale(weights, cfg, {name: tensors.pop(name) for name in _SCALES if name in tensors})
+    _fold(tensors, cfg, scale)
+    tensors = {name: tensor.to(dtype or cfg.dtype) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if n_wrong := _not_finite(tensor):
+            raise FormatError(
+                f"{weights}: {name} has {n_wrong} values beyond {tensor.dtype} with the options of {CONFIG}"
+            )
     try:
-        sae = cls(**tensors, **{name: cfg[name] for name in cls.settings})
+        sae = cfg.architecture(**tensors, **cfg.settings)
     except ValueError as error:
-        raise FormatError(f"{directory / CONFIG}: {error}") from None
-    sae.metadata = cfg.get("metadata") or {}
+        raise FormatError(f"{config}: {error}") from None
+    sae.metadata = dict(cfg.metadata)
     return sae.to(device)
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], type[SparseAutoencoder]]:
-    """Configuration of an SAE, and its class."""
-    try:
-        cfg = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: truncated or not JSON ({error})") from None
-    if not isinstance(cfg, dict):
-        raise FormatError(f"{path}: holds a {type(cfg).__name__}, expected an object")
-    for key, known in (("architecture", ARCHITECTURES), ("dtype", _DTYPES)):
-        if key not in cfg:
-            raise FormatError(f"{path}: key '{key}' is missing")
-        if cfg[key] not in known:
-            raise FormatError(f"{path}: {key} is {cfg[key]!r}, expected one of {', '.join(known)}")
-    cls = ARCHITECTURES[cfg["architecture"]]
-    for key in ("d_in", "d_sae", *cls.settings):
-        if not (isinstance(cfg.get(key), int) and cfg[key] > 0):
-            raise FormatError(f"{path}: {key} is {cfg.get(key, 'missing')!r}, expected a positive integer")
-    for key, value in _PLAIN.items():
-        if cfg.get(key, value) not in (value, None):
-            raise FormatError(f"{path}: {key} is {cfg[key]!r}, expected '{value}': fold it into the weights first")
-    return cfg, cls
-
-
-def _read_weights(path: Path, cls: type[SparseAutoencoder], cfg: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Exactly the tensors of an architecture, in the dtype of the configuration."""
+def _read_weights(path: Path, cfg: SAEConfig) -> dict[str, Tensor]:
+    """Exactly the tensors of an architecture, rounded to the dtype of the configuration; and scales of the latents."""
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise FormatError(f"{path}: truncated or not safetensors ({error})") from None
-    for name in (*cls.shapes, *tensors):
+        with open(path, "rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+        what = (
+            "a pointer of Git LFS, not the weights; run 'git lfs pull'" if pointer else "truncated or not safetensors"
+        )
+        raise FormatError(f"{path}: {what} ({error})") from None
+    cls = cfg.architecture
+    shapes = dict(cls.shapes) | {name: ("d_sae",) for name in _SCALES if name in tensors}
+    for name in (*shapes, *tensors):
         if name not in tensors:
             raise FormatError(f"{path}: tensor '{name}' is missing; architecture '{cls.architecture}' needs it")
-        if name not in cls.shapes:
+        if name not in shapes:
             known = ", ".join(cls.shapes)
             raise FormatError(f"{path}: tensor '{name}' is foreign to architecture '{cls.architecture}' ({known})")
-        axes = cls.shapes[name]
-        if list(tensors[name].shape) != [cfg[axis] for axis in axes]:
-            expected = ", ".join(f"{axis} {cfg[axis]}" for axis in axes)
+        if list(tensors[name].shape) != [cfg.sizes[axis] for axis in shapes[name]]:
+            expected = ", ".join(f"{axis} {cfg.sizes[axis]}" for axis in shapes[name])
             raise FormatError(f"{path}: {name} has shape {list(tensors[name].shape)}, {CONFIG} says [{expected}]")
-    return {name: tensor.to(_DTYPES[cfg["dtype"]]) for name, tensor in tensors.items()}
+    return {name: _number(path, name, tensor, cfg.dtype) for name, tensor in tensors.items()}
 
 
-def _fold(tensors: dict[str, Tensor], cfg: Mapping[str, Any]) -> None:
-    """Turn SAELens's options into the one form that this library computes: b_dec subtracted, decoder not rescaled."""
-    if not cfg.get("apply_b_dec_to_input", True):
+def _number(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as the configuration wants it, in float32 at least."""
+    if not tensor.is_floating_point():
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise FormatError(f"{path}: {name} holds numbers of type {found}, expected floating point")
+    at_least = torch.promote_types(dtype, torch.float32)
+    if n_wrong := _not_finite(tensor.to(at_least)):
+        raise FormatError(f"{path}: {name} holds {n_wrong} values that are not finite numbers")
+    rounded = tensor.to(dtype).to(at_least)
+    if n_wrong := _not_finite(rounded):
+        stated = str(dtype).removeprefix("torch.")
+        raise FormatError(f"{path}: {name} has {n_wrong} values beyond dtype '{stated}', which {CONFIG} says")
+    return rounded
+
+
+def _not_finite(tensor: Tensor) -> int:
+    return int((~tensor.isfinite()).sum())
+
+
+def _scale(path: Path, cfg: SAEConfig, scales: Mapping[str, Tensor]) -> Tensor | None:
+    """What latents are multiplied by before they are decoded; as in SAELens, none where it is 1 everywhere."""
+    found = {name: scale for name, scale in scales.items() if not torch.allclose(scale, torch.ones_like(scale))}
+    if found and cfg.scaled is False:
+        raise FormatError(
+            f"{path}: {next(iter(found))} is not 1 everywhere, but {CONFIG} says finetuning_scaling_factor: false; "
+            "say true if latents are multiplied by it before they are decoded, else take the tensor out"
+        )
+    return next(iter(found.values()), None)
+
+
+def _fold(tensors: dict[str, Tensor], cfg: SAEConfig, scale: Tensor | None) -> None:
+    """Turn SAELens's options into the one form that this library computes: b_dec subtracted, latents not rescaled."""
+    if not cfg.subtracts_b_dec:
         shift = tensors["b_dec"] @ tensors["W_enc"]
         if "b_mag" in tensors:
             tensors["b_gate"] = tensors["b_gate"] + shift
             tensors["b_mag"] = tensors["b_mag"] + shift * tensors["r_mag"].exp()
         else:
             tensors["b_enc"] = tensors["b_enc"] + shift
-    if cfg.get("rescale_acts_by_decoder_norm", False):
+    if cfg.rescaled:
         norms = tensors["W_dec"].norm(dim=1)
-        tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
+        # A latent whose row is zero is zero itself: there is nothing to divide.
+        tensors["W_dec"] = tensors["W_dec"] / norms.where(norms > 0, 1)[:, None]
         tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * norms, tensors["b_enc"] * norms
+    if scale is not None:
+        tensors["W_dec"] = tensors["W_dec"] * scale[:, None]

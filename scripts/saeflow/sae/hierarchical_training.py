@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saeflow import tracking
 from saeflow.reproduce import child_seed
+from saeflow.sae.health import DivergedError
 from saeflow.sae.hierarchical import DECODER, HierarchicalSAEs, losses
 from saeflow.sae.optimizer import remove_parallel
 
@@ -247,6 +248,8 @@ class Trainer:
             steps: ascending.
             checkpoint_steps: steps between checkpoints; 0 writes none.
             checkpoint: where they go; the stack's snapshots so far are in them.
+        Raises:
+            DivergedError: parameters that are not finite at one of the steps; names the SAE.
         """
         for step in [step for step in steps if step in self.kept]:
             now, self.saes.parameters = self.saes.parameters, self.kept[step]
@@ -255,11 +258,21 @@ class Trainer:
         while self.done < self.schedule.steps:
             self.step()
             if self.done in steps:
+                self._check_finite()
                 if checkpoint_steps:
                     self.kept[self.done] = {n: t.clone() for n, t in self.saes.parameters.items()}
                 yield self.done, self.saes
             if checkpoint_steps and self.done % checkpoint_steps == 0:
                 self.save(checkpoint)
+
+    def _check_finite(self) -> None:
+        smaller = (
+            f"learning_rate ({self.schedule.learning_rate:.3g}) or more warmup_steps ({self.schedule.warmup_steps})"
+        )
+        for i, member in enumerate(self.members):
+            if not all(bool(tensor[i].isfinite().all()) for tensor in self.saes.parameters.values()):
+                what = f"training diverged, its weights are not finite after step {self.done}"
+                raise DivergedError(f"{member.name}: {what}; try a smaller {smaller}")
 
     @property
     def signature(self) -> str:

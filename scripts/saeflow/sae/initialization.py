@@ -13,6 +13,18 @@ from saeflow.reproduce import child_seed
 from saeflow.sae.objectives import objective_of
 
 
+class NotFiniteError(ValueError):
+    """Activations that are NaN or infinite.
+
+    Arguments:
+        row: the first activation vector of them.
+    """
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"activation vector {row} holds a value that is not finite")
+        self.row = row
+
+
 @dataclass(frozen=True)
 class Normalization:
     """x' = (x - mean) * scale: what an SAE is trained on.
@@ -35,10 +47,13 @@ class Normalization:
             normalize: mean 0 and mean squared norm d_in; otherwise x' = x, and b_dec starts at the mean.
         Raises:
             ValueError: no activations, or all of them equal.
+            NotFiniteError: a value that is NaN or infinite.
         """
         n, shift, total, squares = 0, None, None, 0.0
         for batch in batches:
             x = batch.double()
+            if not bool(x.sum().isfinite()):
+                raise NotFiniteError(n + int((~x.isfinite().all(1)).nonzero()[0]))
             if shift is None:
                 shift, total = x.mean(0), torch.zeros_like(x[0])
             # About a point near the mean, so that a large mean does not swallow the spread.

@@ -1,7 +1,7 @@
 """What SAEs do to a language model: cross-entropy with reconstructions in place of activations.
 
-Replaced are the activations of text tokens. Start tokens and the first token of each context keep theirs: their norm is
-far from that of all others, no SAE is trained on them, and the model leans on them.
+Replaced are the activations of text tokens. Special tokens and the first token of each context keep theirs: their norm
+is far from that of all others, no SAE is trained on them, and the model leans on them.
 """
 
 from collections.abc import Iterable, Mapping

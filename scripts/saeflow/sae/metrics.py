@@ -5,6 +5,7 @@ their numbers as one flat dict. Sums are centred as they grow (Chan, Golub and L
 the mean of the activations is far larger than their spread.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -97,6 +98,8 @@ class Reconstruction:
         n, total = self.x.n, float(self.x.scatter)
         if n == 0:
             raise ValueError("reconstruction metrics: no activation vectors were given")
+        if not math.isfinite(total):
+            raise ValueError("explained variance is not defined: activation vectors hold values that are not finite")
         if total <= 1e-28 * n * float(self.x.mean.square().sum()):
             raise ValueError(f"explained variance is not defined: all {n} activation vectors are equal")
         sums = {name: float(value) for name, value in self.sums.items()}

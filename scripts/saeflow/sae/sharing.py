@@ -31,6 +31,9 @@ class Key:
     variant: str
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.variant}-s{self.seed}, store {self.store}"
+
 
 def stacks(
     specs: Sequence[config.SparseAutoencoder], alike: Sequence[Hashable], batch_size: int, device: str

@@ -206,7 +206,8 @@ class Stack:
     def _resample(self, error: Tensor, centered: Tensor) -> None:
         parameters = self.objective.parameters
         for i, dead in enumerate(self.counter.dead):
-            if not bool(dead.any()):
+            # No vector can be drawn by the loss of a member that diverged.
+            if not bool(dead.any()) or not bool(error[i].isfinite().all()):
                 continue
             length, generator = self.objective.resampled_length, self._generators[i]
             latents, *rows = resample(dead, error[i], centered[i], parameters["W_enc_T"][i], length, generator)
@@ -229,6 +230,11 @@ class Stack:
         loss = sum(gradients.terms.values())
         dead = self.counter.dead.to(error.dtype).mean(1)
         return torch.stack([loss, error / x.shape[1], 1 - error / variance, gradients.l0, dead])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss last recorded is finite for no member."""
+        return not bool(self.records[-1][1][self.COLUMNS.index("loss")].isfinite().any())
 
     def curves(self, i: int) -> dict[str, list[float]]:
         """Curves of one member: `step` and COLUMNS."""

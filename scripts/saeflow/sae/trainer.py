@@ -16,7 +16,7 @@ from torch import Tensor
 from saeflow import config
 from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder
-from saeflow.sae.initialization import Normalization
+from saeflow.sae.initialization import Normalization, NotFiniteError
 from saeflow.sae.precision import matrix_products
 from saeflow.sae.sharing import stacks
 from saeflow.sae.stack import Member, Splice, Stack
@@ -33,7 +33,7 @@ class TrainedSAE:
 
     Arguments:
         member: what was asked for.
-        sae: on the CPU, in the store's own units.
+        sae: on the CPU, in the store's own units; not finite if the training diverged (`saeflow.sae.health`).
         curves: `step` and, at these steps, loss, reconstruction (mean |x - x_hat|^2), explained_variance, l0 and
             dead_share, in units of the normalised activations.
     """
@@ -68,9 +68,10 @@ def train(
         checkpoint: file that holds the state every `training.checkpoint_steps`. One that is there already, of the same
             training, is taken up: the result has the same bytes as without the interruption. Removed at the end.
     Returns:
-        one trained SAE per member, in their order.
+        one trained SAE per member, in their order. Training ends early where all have diverged.
     Raises:
-        ValueError: a member that cannot be trained as asked, which it names, or a precision that is not to be had.
+        ValueError: a member that cannot be trained as asked, which it names, a precision that is not to be had, or
+            activations that are not finite, whose row it names.
     """
     stores = list(stores) if isinstance(stores, list | tuple) else [stores]
     _check(members, stores, splice)
@@ -109,6 +110,9 @@ def train(
                 _save(checkpoint, step + 1, stacked, streams, identity)
             if (step + 1) % log_steps == 0 or last:
                 _log_progress(step + 1, stacked)
+                if all(stack.diverged for stack in stacked):
+                    log.warning("step %d: no loss is finite any more", step + 1)
+                    break
         results = {
             i: TrainedSAE(members[i], stack.sae(j), stack.curves(j))
             for group, stack in zip(groups, stacked, strict=True)
@@ -142,7 +146,10 @@ def _check(members: Sequence[Member], stores: Sequence[Any], splice: Splice | No
 
 def _normalization(store: Any, training: config.Training) -> Normalization:
     rows = max(training.batch_size, (1 << 22) // store.shape[1])
-    return Normalization.of(store.batches(rows, 0, epochs=1, shuffle=None), training.normalize)
+    try:
+        return Normalization.of(store.batches(rows, 0, epochs=1, shuffle=None), training.normalize)
+    except NotFiniteError as error:
+        raise ValueError(f"{store.place(error.row)} holds a value that is not finite; capture the store anew") from None
 
 
 def _input(stack: Stack, batches: dict[int, Tensor]) -> Tensor:

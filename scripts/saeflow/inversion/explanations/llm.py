@@ -7,15 +7,15 @@ is used, as plain text.
 
 import hashlib
 import json
-import os
 import re
 import time
 import unicodedata
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from saeflow import endpoints
+from saeflow.endpoints import EndpointError
 from saeflow.inversion.explanations.sentences import Evidence
 from saeflow.redaction import redact
 
@@ -24,25 +24,20 @@ _MOST_BYTES = 1 << 20
 _AGAIN = {408, 409, 429, 500, 502, 503, 504}
 
 
-class EndpointError(RuntimeError):
-    """An endpoint that gives no explanation; says what it answered, never a secret."""
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """Where the model answers.
 
     Arguments:
-        url: up to and without `/chat/completions`; https, or http on this machine.
+        url: up to and without `/chat/completions`; https, or http on this machine.  `saeflow.endpoints` says whether
+            it may be asked, and with which key.
         model: its name there.
-        key_variable: environment variable that holds the key; without one, none is sent.
         timeout: seconds per request.
         tries: of one request, with a pause that doubles.
     """
 
     url: str
     model: str
-    key_variable: str | None = None
     timeout: float = 60.0
     tries: int = 3
     pause: float = 1.0
@@ -67,14 +62,15 @@ def explain(evidence: Evidence, endpoint: Endpoint) -> str:
     """The model's explanation: one line of plain text.
 
     Raises:
-        EndpointError: a URL that would send the key in the clear, a key that is not set, an endpoint that cannot be
+        EndpointError: a host that the environment does not allow, a key that is not set, an endpoint that cannot be
             reached or refuses, an answer that holds no explanation.
     """
+    key = endpoints.authorize(endpoint.url)
     body = {"model": endpoint.model, "messages": messages(evidence), "temperature": 0, "max_tokens": 200, "seed": 0}
     request = urllib.request.Request(
         f"{endpoint.url.rstrip('/')}/chat/completions",
         json.dumps(body).encode(),
-        {"Content-Type": "application/json", **_authorization(endpoint)},
+        {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
     )
     return plain(_content(_answer(request, endpoint)))
 
@@ -99,28 +95,8 @@ def plain(content: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
-def _authorization(endpoint: Endpoint) -> dict[str, str]:
-    parts = urlsplit(endpoint.url)
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme != "https" and not (parts.scheme == "http" and local):
-        raise EndpointError(f"{redact(endpoint.url)}: text and key would go in the clear; use https")
-    if endpoint.key_variable is None:
-        return {}
-    key = os.environ.get(endpoint.key_variable)
-    if not key:
-        raise EndpointError(f"environment variable {endpoint.key_variable}: not set; it holds the endpoint's key")
-    return {"Authorization": f"Bearer {key}"}
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_args, **_kwargs) -> None:
-        return None
-
-
 def _answer(request: urllib.request.Request, endpoint: Endpoint) -> bytes:
-    opener, pause = urllib.request.build_opener(_NoRedirect), endpoint.pause
+    opener, pause = endpoints.opener(endpoint.url), endpoint.pause
     for attempt in range(1, endpoint.tries + 1):
         try:
             with opener.open(request, timeout=endpoint.timeout) as response:

@@ -14,12 +14,17 @@ from torch.nn.functional import cross_entropy
 from saeflow.config_language import Hook
 from saeflow.models.hook_points import activations_at
 from saeflow.models.language import input_device
+from saeflow.models.module_maps import ROUNDED, deviation
 from saeflow.sae.architectures import Gated, SparseAutoencoder
 
 Position = Literal["last", "any"] | int
 
 BACKWARD = 2
 """What a backward pass costs, in forward passes."""
+
+
+class ObjectiveError(ValueError):
+    """A model in which texts cannot be searched for by gradients; says why."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,28 @@ class Objective:
         with torch.no_grad():
             # Through the module, not its weight: some scale what they look up.
             self.embeddings = embedding(torch.arange(embedding.weight.shape[0], device=self.device)).float()
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Refuse a model that reads more of a token than its embedding, such as a table of its own in every block:
+        what gradients search in would be another model.
+
+        Raises:
+            ObjectiveError: names the hook point.
+        """
+        ids = torch.arange(4, device=self.device)[None] % len(self.embeddings)
+        read, _ = activations_at(self.model, self.name, self.hook, input_ids=ids)
+        try:
+            given, _ = activations_at(
+                self.model, self.name, self.hook, inputs_embeds=self.embeddings[ids].to(self._dtype)
+            )
+        except (TypeError, ValueError, AttributeError, NotImplementedError):
+            given = torch.empty(0)
+        if deviation(given.float(), read.float()) > ROUNDED:
+            raise ObjectiveError(
+                f"what the model has at {self.name} depends on more than the embeddings of tokens, in which texts are "
+                "searched for; a study with the section inversion cannot have this model in language.models"
+            )
 
     @property
     def n_features(self) -> int:

@@ -30,14 +30,13 @@ class Vocabulary:
     def __init__(self, tokens: Tokens, n_rows: int) -> None:
         self.tokens = tokens
         tokenizer = tokens.tokenizer
-        special = set(tokenizer.all_special_ids)
         n = min(n_rows, len(tokenizer))
         texts = tokenizer.convert_ids_to_tokens(list(range(n)))
         shown = tokens.strings(range(n)) if n else []
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
         self.allowed: Bool[Tensor, " n_rows"] = torch.zeros(n_rows, dtype=torch.bool)
         for i, (token, text) in enumerate(zip(texts, shown, strict=True)):
-            is_text = token is not None and i not in special and "\ufffd" not in text
+            is_text = token is not None and i not in tokens.no_words and "\ufffd" not in text
             if is_text and token.startswith("<0x") and token.endswith(">"):
                 # The byte of a letter that has a token of its own stands for it nowhere, and no key types a bell.
                 is_text = (text in "\n\t" or text.isprintable()) and i in self.tokenised([f"a{text}a"])[0]

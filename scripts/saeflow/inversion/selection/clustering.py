@@ -16,6 +16,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
+from saeflow import extras
 from saeflow.reproduce import child_seed
 
 Method = Literal["hdbscan", "umap_dbscan"]
@@ -143,9 +144,8 @@ def _umap(points: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
     try:
         from umap import UMAP
     except ImportError as error:
-        raise MissingExtraError(
-            "inversion.clustering.method: 'umap_dbscan' needs umap-learn; install saeflow[umap], or take 'hdbscan'"
-        ) from error
+        said = f"inversion.clustering.method: 'umap_dbscan' {extras.missing('umap')}"
+        raise MissingExtraError(f"{said}, or take 'hdbscan'") from error
     reducer = UMAP(n_components=2, n_neighbors=min(3 * neighbours, len(points) - 1), min_dist=0.0, metric="cosine")
     return reducer.set_params(random_state=seed % 2**32).fit_transform(points).astype(np.float64)
 

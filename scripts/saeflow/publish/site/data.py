@@ -21,12 +21,12 @@ def write(path: Path, key: str, content: Any, digits: int = 5) -> None:
     body = json.dumps(plain(content, digits), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Neither ends a script nor a line of one.
     body = body.replace("</", "<\\/").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    path.write_text(f"saeflow.put({json.dumps(key)},{body});\n")
+    path.write_text(f"saeflow.put({json.dumps(key)},{body});\n", encoding="utf-8")
 
 
 def read(path: Path) -> Any:
     """Content of a file that `write` has written."""
-    text = path.read_text().removeprefix("saeflow.put(").removesuffix(");\n")
+    text = path.read_text(encoding="utf-8").removeprefix("saeflow.put(").removesuffix(");\n")
     _, end = json.JSONDecoder().raw_decode(text)
     return json.loads(text[end + 1 :])
 

@@ -54,7 +54,7 @@ def write(study: Study, folder: Path, plotly: Path) -> None:
             versions=versions(),
             **(overview(study) if page == "index.html" else {}),
         )
-        (folder / page).write_text(content)
+        (folder / page).write_text(content, encoding="utf-8")
     assets = folder / "assets"
     assets.mkdir(exist_ok=True)
     for source in [*sorted((HERE / "assets").iterdir()), plotly]:

@@ -71,7 +71,7 @@ def read_jobs(results: Path, metadata: Path) -> list[Job]:
     for path in sorted(metadata.rglob("*")):
         if not path.is_file():
             continue
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         if not known["incomplete"] and known["log"] and Path(known["log"][0]).is_relative_to(results):
             # Long names are split into folders that begin with @.
             name = path.relative_to(metadata).as_posix().replace("@", "").replace("/", "")
@@ -86,7 +86,7 @@ def _job(results: Path, log: str, known: Mapping[str, Any], makers: Mapping[str,
     inside = Path(log).relative_to(results / "logs")
     made = [name for name in known["input"] if name in makers]
     benchmark = results / "benchmarks" / inside.with_suffix(".jsonl")
-    cost = json.loads(benchmark.read_text()) if benchmark.is_file() else {}
+    cost = json.loads(benchmark.read_text(encoding="utf-8")) if benchmark.is_file() else {}
     own = record.of(Path(log)) or {}  # written by the scripts of the workflow, not by other programs
     return Job(
         rule=known["rule"],

@@ -6,7 +6,7 @@ from saeflow.publish.package import CARD, FORMAT, MANIFEST
 from saeflow.publish.verification.checks import check
 from saeflow.publish.verification.opened import Package
 from saeflow.redaction import has_password
-from saeflow.reproduce import sha256_file
+from saeflow.reproduce import files_below, sha256_file
 
 _PATHS = re.compile(r"(?<![\w./:])(/(home|Users|root|tmp|mnt|scratch|var)/[^\s\"']+|[A-Z]:\\\\[^\s\"']+)")
 _SECRETS = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})")
@@ -34,7 +34,7 @@ def listed_files_are_there(package: Package) -> str | None:
 
 @check("every file that is there is listed")
 def files_are_listed(package: Package) -> str | None:
-    there = {p.relative_to(package.folder).as_posix() for p in package.folder.rglob("*") if p.is_file()}
+    there = {path.relative_to(package.folder).as_posix() for path in files_below(package.folder)}
     extra = sorted(there - set(package.manifest["files"]) - {MANIFEST})
     return f"not listed: {', '.join(extra[:5])}" if extra else None
 

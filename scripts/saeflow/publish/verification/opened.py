@@ -81,7 +81,7 @@ class Package:
     @property
     def other_dtype(self) -> str | None:
         """Which weights have another number type than the configuration states."""
-        stated = self.saelens_config.get("dtype")
+        stated = str(self.saelens_config.get("dtype")).removeprefix("torch.")
         found = {name: str(t.dtype).removeprefix("torch.") for name, t in self.tensors.items()}
         wrong = {name: dtype for name, dtype in found.items() if dtype != stated}
         return f"cfg.json says {stated}, found {wrong}" if wrong else None
