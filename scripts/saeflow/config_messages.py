@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core.core_schema import ErrorType
 
 from saeflow.config_saes import VARIANTS
 from saeflow.config_sections import Right, Section, each_file_once, each_once
@@ -17,6 +18,7 @@ from saeflow.strict_yaml import shown
 
 MOST_LINES = 20
 LONGEST_LINE = 1200
+_OF_PYDANTIC = set(get_args(ErrorType))
 
 
 def explain(error: ValidationError, study: type[Section]) -> str:
@@ -91,7 +93,7 @@ def _range(limits: Mapping[str, Any]) -> str:
 
 def _line(problem: Mapping[str, Any], study: type[Section]) -> str:
     """One mistake in words."""
-    location, value, context = problem["loc"], problem["input"], problem.get("ctx", {})
+    location, value = problem["loc"], problem["input"]
     if problem["type"] == "missing" and isinstance(location[-1], int):
         location = location[:-1]  # a list of so many that is too short
     place = _Place(location, study)
@@ -111,10 +113,8 @@ def _line(problem: Mapping[str, Any], study: type[Section]) -> str:
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             return f"{name}.{message}" if name else message
-        case "repeated":
-            return f"{name}: names {', '.join(map(shown, context['twice'][:12]))} twice; each entry stands once"
-        case "no_day":
-            return f"{name}: {shown(value)} is no day of the calendar"
+        case kind if kind not in _OF_PYDANTIC:
+            return f"{name}: {problem['msg']}"
     wanted = right(place.type, place.metadata)
     if place.is_key:
         return f"{name}: the name is not right; give {wanted}"

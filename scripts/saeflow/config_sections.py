@@ -13,6 +13,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
 
+from saeflow.strict_yaml import shown
+
 T = TypeVar("T")
 
 
@@ -96,7 +98,7 @@ def _is_day(value: str) -> str:
     try:
         datetime.date.fromisoformat(value)
     except ValueError:
-        raise PydanticCustomError("no_day", "no day of the calendar") from None
+        raise PydanticCustomError("no_day", "{day} is no day of the calendar", {"day": shown(value)}) from None
     return value
 
 
@@ -111,7 +113,8 @@ def _refuse_twice(values: Iterable[Any], identities: Iterable[Hashable]) -> None
             twice.setdefault(identity, value)
         seen.add(identity)
     if twice:
-        raise PydanticCustomError("repeated", "repeated", {"twice": list(twice.values())})
+        names = ", ".join(map(shown, list(twice.values())[:12]))
+        raise PydanticCustomError("repeated", "names {names} twice; each entry stands once", {"names": names})
 
 
 def each_once(values: tuple) -> tuple:

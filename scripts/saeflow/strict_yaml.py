@@ -336,9 +336,11 @@ def _in_words(error: yaml.MarkedYAMLError, name: str, text: str) -> str:
     mark, problem = error.problem_mark or error.context_mark, error.problem or ""
     if mark is None:
         return f"{name}: is no YAML ({problem})"
-    lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else ""
-    here = line[mark.column : mark.column + 1]
+    lines = text.splitlines() or [""]
+    # The end of a file that lacks something lies behind its last line.
+    at, column = (mark.line, mark.column) if mark.line < len(lines) else (len(lines) - 1, len(lines[-1]))
+    line = lines[at]
+    here = line[column : column + 1]
     if "cannot start any token" in problem:
         what = (
             "a tab; indent with spaces" if here == "\t" else f"'{here}' has a meaning in YAML; put the text in quotes"
@@ -348,5 +350,5 @@ def _in_words(error: yaml.MarkedYAMLError, name: str, text: str) -> str:
     else:
         what = next((words for said, words in _CAUSES.items() if said in problem), f"this is no YAML: {problem}")
     started = error.context_mark
-    since = f" (it starts in line {started.line + 1})" if started is not None and started.line != mark.line else ""
-    return f"{name}, line {mark.line + 1}, column {mark.column + 1}: {what}{since}"
+    since = f" (it starts in line {started.line + 1})" if started is not None and started.line != at else ""
+    return f"{name}, line {at + 1}, column {column + 1}: {what}{since}"

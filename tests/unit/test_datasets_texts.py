@@ -50,6 +50,17 @@ def test_no_other_word_of_the_corpus_is_a_noun_of_the_hierarchy(hierarchy):
         ("animal: {dog: {words: a B c d, says: [x]}}", "'B' is not a single lower-case word"),
         ("animal: {dog: {words: a b c, says: [x]}}", "3 words, 1 says"),
         ("animal: {dog: {words: a b c d}}", "expected the keys `words` and `says`"),
+        (
+            "animal: {dog: {words: a b c d, says: is big}}",
+            "expected `words: a text of words` and `says: .a list of text",
+        ),
+        ("animal: {dog: {words: [a, b], says: [x]}}", "expected `words: a text of words`"),
+        (
+            "animal:\n  dog: {words: a b c d, says: [x]}\n  dog: {words: e f g h, says: [x]}",
+            "lines 2 and 3: animal.dog is",
+        ),
+        ("animal: {no: {words: a b c d, says: [x]}}", "line 1, column 10: the key 'no' is no text to YAML"),
+        ("animal: [dog", "line 1, column 13: a '.' that is not closed"),
         ("animal: [dog]", "expected children"),
         ("[animal]", "expected parents"),
     ],
