@@ -199,7 +199,9 @@ def test_an_sae_that_fails_costs_none_of_the_others(tmp_path):
     assert ", penalty (1e+38), or more training.warmup_steps (10)" in wild
     assert small == "small-s0, store 0: too small"
     assert full.startswith("full-s0, store 0: target_l0 24 is outside the L0 reached, ")
-    assert full.endswith("; set target_l0 to one that was reached, or give a penalty instead of it")
+    assert full.endswith(
+        "; set target_l0 to one that was reached, give a penalty instead of it, or train for more steps"
+    )
     assert kept.startswith(f"2 other SAEs are done and kept ({tmp_path / 'topk.finished'}, ...)")
     assert {path.name for path in tmp_path.glob("*.finished")} == {"topk.finished", "relu.finished"}
     torch.testing.assert_close(formats.load(tmp_path / "topk.finished").W_dec, found["topk"].sae.W_dec, rtol=0, atol=0)

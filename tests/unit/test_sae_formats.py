@@ -180,7 +180,10 @@ def test_an_older_configuration_that_contradicts_itself_is_refused(tmp_path):
 def older(directory: Path, sae, tensors=(), **cfg) -> Path:
     """A directory as SAELens wrote it before version 6."""
     directory.mkdir(exist_ok=True)
-    save_file({name: getattr(sae, name) for name in sae.shapes} | dict(tensors), directory / WEIGHTS)
+    save_file(
+        {name: getattr(sae, name) for name in sae.shapes} | {n: t.clone() for n, t in dict(tensors).items()},
+        directory / WEIGHTS,
+    )
     content = {"d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "torch.float64", "device": "cuda:0", **cfg}
     (directory / CONFIG).write_text(json.dumps(content))
     return directory
@@ -224,6 +227,8 @@ def test_scales_of_latents_are_read_as_the_version_that_wrote_them_did(tmp_path,
         FormatError, match=f"{name} is not 1 everywhere, but cfg.json says finetuning_scaling_factor: f"
     ):
         load(older(tmp_path, sae, {name: scale}, finetuning_scaling_factor=False))
+    with pytest.raises(FormatError, match="scaling_factor and finetuning_scaling_factor are there both"):
+        load(older(tmp_path, sae, dict.fromkeys(("scaling_factor", "finetuning_scaling_factor"), scale)))
     with pytest.raises(FormatError, match=rf"{name} has shape \[3\], cfg.json says \[d_sae 20\]"):
         load(older(tmp_path, sae, {name: scale[:3].clone()}))
 

@@ -164,6 +164,8 @@ def _not_finite(tensor: Tensor) -> int:
 
 def _scale(path: Path, cfg: SAEConfig, scales: Mapping[str, Tensor]) -> Tensor | None:
     """What latents are multiplied by before they are decoded; as in SAELens, none where it is 1 everywhere."""
+    if len(scales) > 1:
+        raise FormatError(f"{path}: {' and '.join(scales)} are there both; take the one out that does not count")
     found = {name: scale for name, scale in scales.items() if not torch.allclose(scale, torch.ones_like(scale))}
     if found and cfg.scaled is False:
         raise FormatError(

@@ -169,7 +169,7 @@ class Search(Generic[Trained]):
         try:
             return interpolate_penalty(self._curve(), self.aim)
         except CalibrationError as error:
-            what = "; set target_l0 to one that was reached, or give a penalty instead of it"
+            what = "; set target_l0 to one that was reached, give a penalty instead of it, or train for more steps"
             if self.diverged:
                 what += f"; {len(self.diverged)} trainings diverged: a smaller learning_rate makes them count"
             raise CalibrationError(f"{self.name}: {error}{what}") from None
