@@ -16,9 +16,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from audit.sitecustomize import watching
 from foreign_crates import Forgery, write
+from safetensors.torch import save_file
 
 from saeflow import config
 from saeflow.publish import crate_archive, crate_metadata, reproduction
@@ -33,7 +35,7 @@ TEXT, MODEL, CONCEPTS = "language.text.folder", "language.models.m.folder", "lan
 def model_folder(folder: Path, code: str = "") -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}')
-    (folder / "model.safetensors").write_bytes(b"weights")
+    save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
     (folder / "evil.py").write_text(code)
     return folder
 
@@ -298,7 +300,10 @@ def test_files_other_than_the_makers_are_named_before_any_work(crates, again, ma
     else:
         shutil.copytree(makers[key], own)
         files = {key: str(own)}
-    (own / file).write_text("other")
+    if file.endswith(".safetensors"):
+        save_file({"w": torch.ones(2)}, own / file)
+    else:
+        (own / file).write_text("{}")
     refused(crates["language"], again, said, files=makers | files)
 
 
