@@ -87,7 +87,7 @@ def written(words: str, pattern: str, longest: int) -> Any:
 # Names become files and folders of the results: no separator, no dot in front, and short enough for every disk.
 Name = written("lower-case letters, digits and _, with a letter or digit first", r"^[a-z0-9][a-z0-9_]*$", 64)
 Architecture = written("letters and digits, with a letter first", r"^[A-Za-z][A-Za-z0-9]*$", 64)
-HookPoint = written("words of letters, digits and _ with dots between them", r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", 64)
+HookPoint = written("words of letters, digits and _ with dots between them", r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", 160)
 # What is only read may lie anywhere; braces and angle brackets would be Snakemake's wildcards and variables.
 PathToRead = written("a path without line breaks, braces and angle brackets", r"^[^\x00-\x1f{}<>]+$", 4095)
 # Words of a text or a title.
