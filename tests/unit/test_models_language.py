@@ -442,6 +442,38 @@ def test_weights_that_are_not_the_models_own_are_refused_by_name(tmp_path, folde
         language.load(folder, tiny_models.SETTINGS, "cpu")
 
 
+def of_kind(dtype):
+    return lambda weights: {k: (t * 10).to(dtype) if "up_proj" in k else t for k, t in weights.items()}
+
+
+def with_value(value):
+    return lambda weights: {k: torch.full_like(t, value) if "1.mlp.up" in k else t for k, t in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "said"),
+    [
+        (of_kind(torch.int8), {}, r"are whole numbers: model\.layers\.0\.mlp\.up_proj\.weight, .*quantisation"),
+        (of_kind(torch.uint8), {"quantization_config": {"quant_method": "none such"}}, "are whole numbers"),
+        (of_kind(torch.bool), {}, "are whole numbers"),
+        (of_kind(torch.complex64), {}, "are whole numbers"),
+        (with_value(float("nan")), {}, r"no finite numbers in float32: model\.layers\.1\.mlp\.up_proj\.weight; set"),
+        (with_value(float("-inf")), {}, "no finite numbers in float32"),
+    ],
+)
+def test_weights_that_are_codes_or_no_numbers_are_refused(tmp_path, folders, change, settings, said):
+    folder = edited(shutil.copytree(folders["llama"], tmp_path / "m"), change, **settings)
+    with pytest.raises(language.LanguageModelError, match=f"m: weights .*{said}"):
+        language.load(folder, tiny_models.SETTINGS, "cpu")
+
+
+def test_weights_that_the_dtype_of_the_study_cannot_hold_are_refused(tmp_path, folders):
+    folder = edited(shutil.copytree(folders["llama"], tmp_path / "m"), with_value(1e6))
+    language.load(folder, tiny_models.SETTINGS | {"dtype": "bfloat16"}, "cpu")
+    with pytest.raises(language.LanguageModelError, match="no finite numbers in float16"):
+        language.load(folder, tiny_models.SETTINGS | {"dtype": "float16"}, "cpu")
+
+
 def masks(name, n=2):
     """What files of older versions hold beside the weights."""
     found = {}
@@ -562,6 +594,10 @@ def in_shards(folder):
         (lambda f: cut(f / "config.json", 2), r"config\.json: is no whole JSON \(line \d+: "),
         (lambda f: (f / "config.json").write_text("[" * 10**5), r"config\.json: is no whole JSON"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: holds list, expected a JSON object"),
+        (
+            lambda f: (p := f / "tokenizer_config.json").write_bytes(b"\xef\xbb\xbf" + p.read_bytes()),
+            r"tokenizer_config\.json: is no whole JSON \(line 1: Unexpected UTF-8 BOM",
+        ),
         (lambda f: cut(f / "tokenizer_config.json", 2), r"tokenizer_config\.json: is no whole JSON"),
         (lambda f: cut(f / "tokenizer.json", 99), r"tokenizer\.json: is no whole JSON"),
         (

@@ -189,6 +189,13 @@ def older(directory: Path, sae, tensors=(), **cfg) -> Path:
     return directory
 
 
+def test_weights_are_float32_where_the_configuration_names_no_dtype(saved):
+    cfg = json.loads((saved / CONFIG).read_text())
+    del cfg["dtype"]
+    (saved / CONFIG).write_text(json.dumps(cfg))
+    assert load(saved, dtype=None).dtype == torch.float32
+
+
 def test_configurations_from_before_version_6_are_read_as_they_were_meant(tmp_path):
     """References: SAELens 5.11, `SAE.encode_standard`, `TopK.forward`; 2.1, `SparseAutoencoder.encode`."""
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

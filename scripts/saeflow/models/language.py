@@ -19,7 +19,7 @@ from saeflow.models.language_configuration import (
     configuration,
     short,
 )
-from saeflow.models.language_files import files_of
+from saeflow.models.language_files import files_of, whole_numbers
 from saeflow.models.language_tokens import Encoder, Tokens, load_tokenizer
 
 __all__ = [
@@ -50,12 +50,12 @@ def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
         device: of the whole model, unless the section has a device map.
     Raises:
         ModelFilesError: no such model, weights that are pickles, or files that are not whole.
-        LanguageModelError: weights that are not the model's, or what transformers says of it.
+        LanguageModelError: weights that are not the model's or no numbers, or what transformers says of it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    files_of(folder, settings["trust_remote_code"])
+    files = files_of(folder, settings["trust_remote_code"])
     config = configuration(folder, settings)
     logging.disable_progress_bar()  # a job's log has no use for one
     where = {"device_map": settings["device_map"]} if settings["device_map"] else {}
@@ -76,7 +76,7 @@ def load(folder: Path, settings: Mapping[str, Any], device: str) -> nn.Module:
     except Exception as error:  # code that is not ours, on files that are not ours
         file = folder / "config.json" if build_problem(config, settings, {}) else folder
         raise LanguageModelError(f"{file}: transformers cannot load the model: {short(error)}") from error
-    if problem := language_weights.problem(model, found, config, bool(where)):
+    if problem := language_weights.problem(model, found, config, bool(where), whole_numbers(folder, files)):
         raise LanguageModelError(f"{folder}: {problem}")
     model = model if where else model.to(device)
     return model.eval().requires_grad_(False)

@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelFilesError: no JSON, or not that of an object; names the file and the line.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes().decode())  # a byte order mark is refused, as transformers does
     except (ValueError, RecursionError) as error:
         where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "not readable"
         raise ModelFilesError(f"{path}: is no whole JSON ({where}); download or save it again") from error
@@ -141,6 +141,22 @@ def _check_weights(path: Path) -> None:
             f"{path}: {size:,} bytes that are no whole safetensors file ({error}); it was cut off, or is another file: "
             "download it again"
         ) from error
+
+
+def whole_numbers(folder: Path, found: Sequence[Path]) -> list[str]:
+    """Names of tensors in a folder's weights that are whole numbers, truth values or complex: masks, or codes.
+
+    Arguments:
+        found: files of the folder, of `files_of`.
+    """
+    from safetensors import safe_open
+
+    names = []
+    for path in _weights(folder, found):
+        with safe_open(path, framework="np") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        names += [name for name, kind in kinds.items() if kind == "BOOL" or kind[0] in "IUC"]
+    return names
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -15,7 +15,9 @@ from saeflow.models.language_files import some
 _OLD_MASK = re.compile(r"\.masked_bias$")
 
 
-def problem(model: nn.Module, found: Mapping[str, Collection[Any]], config: Any, is_placed: bool) -> str | None:
+def problem(
+    model: nn.Module, found: Mapping[str, Collection[Any]], config: Any, is_placed: bool, whole: Collection[str] = ()
+) -> str | None:
     """What is wrong with weights as they were loaded, in words that name them; None if nothing is.
 
     Arguments:
@@ -23,6 +25,7 @@ def problem(model: nn.Module, found: Mapping[str, Collection[Any]], config: Any,
         found: its `output_loading_info`. Tied weights, and those that a class ignores on purpose, are not in it.
         config: of the folder, which may be that of a larger model, of which this is the part that reads text.
         is_placed: whether accelerate placed the weights, some perhaps on the disk, where they are meta tensors.
+        whole: names of tensors that are whole numbers in the files.
     """
     missing = sorted(found["missing_keys"])
     unexpected = sorted(set(found["unexpected_keys"]) - set(_unused(model, found["unexpected_keys"], config)))
@@ -35,7 +38,7 @@ def problem(model: nn.Module, found: Mapping[str, Collection[Any]], config: Any,
         missing = sorted(name for name, tensor in tensors if tensor.is_meta)
     parts = (("missing", missing), ("not the model's", unexpected), ("of another size", sizes))
     if not (said := [f"{what}: {some(names)}" for what, names in parts if names]):
-        return None
+        return _no_numbers(model, whole, config)
     wrapper = _wrapper(missing, unexpected)
     advice = (
         f"names begin with '{wrapper}', as those of a model in a wrapper: save the model inside it"
@@ -43,6 +46,33 @@ def problem(model: nn.Module, found: Mapping[str, Collection[Any]], config: Any,
         else "config.json and weights are of two models, or some are lacking: save or download all files again"
     )
     return f"its weights are not those of {type(model).__name__} ({'; '.join(said)}); {advice}"
+
+
+def _no_numbers(model: nn.Module, whole: Collection[str], config: Any) -> str | None:
+    """What is wrong with the values of weights that are all there, if anything is."""
+    own = {name: tensor for name, tensor in model.named_parameters() if tensor.is_floating_point()}
+    if (codes := sorted(name for name in whole if _is_end(name, own))) and not _is_quantized(config):
+        return (
+            f"weights are whole numbers: {some(codes)}; they are codes of a quantisation, and config.json names none "
+            "that transformers has: save the model in bfloat16 or float32"
+        )
+    # A sum is finite if all its terms are, but for numbers that no weight has.
+    values = {name: tensor for name, tensor in own.items() if not tensor.is_meta and tensor.element_size() > 1}
+    if broken := [name for name, tensor in values.items() if not bool(tensor.sum(dtype=torch.float64).isfinite())]:
+        kinds = ", ".join(sorted({str(own[name].dtype).removeprefix("torch.") for name in broken}))
+        return (
+            f"weights have values that are no finite numbers in {kinds}: {some(broken)}; set another dtype for this "
+            "model, or take one whose training did not diverge"
+        )
+    return None
+
+
+def _is_quantized(config: Any) -> bool:
+    """Whether transformers makes weights of the codes in the files."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    quantization = getattr(config, "quantization_config", None)
+    return quantization is not None and AutoHfQuantizer.supports_quant_method(quantization)
 
 
 def _unused(model: nn.Module, names: Collection[str], config: Any) -> Iterator[str]:

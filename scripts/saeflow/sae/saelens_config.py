@@ -187,9 +187,8 @@ def _flag(cfg: Mapping[str, Any], key: str, default: bool | None) -> bool | None
 
 
 def _dtype(cfg: Mapping[str, Any]) -> torch.dtype:
-    if cfg.get("dtype") is None:
-        raise _RefusedError("key 'dtype' is missing")
-    name = str(cfg["dtype"]).removeprefix("torch.")
+    said = cfg.get("dtype")
+    name = "float32" if said is None else str(said).removeprefix("torch.")  # SAELens's default
     if name not in _DTYPES:
-        raise _RefusedError(f"dtype is {shown(cfg['dtype'])}, expected one of {', '.join(_DTYPES)}")
+        raise _RefusedError(f"dtype is {shown(said)}, expected one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
