@@ -62,6 +62,18 @@ _CAUSES = {
 }
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which leaves `1e3`, `08` and `0o7` without quotes: text to it, but not to `scalar`."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    number = _OCTAL.fullmatch(text) or _WHOLE.fullmatch(text) or _FRACTION.fullmatch(text)
+    return dumper.represent_scalar(f"{_TAG}str", text, style="'" if number else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 class YAMLFileError(ValueError):
     """A file that cannot be read as it is; the message names it, the line, and what would be right."""
 
@@ -109,6 +121,11 @@ def scalar(text: str) -> Any:
     if _FRACTION.fullmatch(text):
         return float(text.replace("_", ""))
     return text
+
+
+def written(content: Any) -> str:
+    """Content as YAML that `read` gives back: text that it would take for a number stands in quotes."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def shown(value: Any) -> str:

@@ -411,6 +411,13 @@ def test_links_in_an_unpacked_crate_are_refused(forge, again, tmp_path):
     refused(forgery.root, again, "a link or a device")
 
 
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "endless link"])
+def test_what_never_ends_among_the_workflow_is_refused(forge, again, put):
+    forgery = forge()
+    put(forgery.root / "scripts" / "endless.py")
+    refused(forgery.root, again, "endless.py: a link or a device")
+
+
 def test_a_crate_is_not_built_in_itself(crates, forge):
     root = forge().root
     with pytest.raises(CrateError, match="is the crate itself"):

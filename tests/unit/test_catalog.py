@@ -227,3 +227,10 @@ def test_a_peak_outside_its_context_is_an_error_that_names_the_row(study):
     pq.write_table(content.set_column(at, "position", pa.array(moved, pa.int32())), path)
     with pytest.raises(ValueError, match=r"contexts\.parquet, row 2: position 12 is outside"):
         read_one(study)
+
+
+@pytest.mark.parametrize("slip", ["postgresql:me:hunter22@host/name", "//me:hunter22@host/name", "me:hunter22@host"])
+def test_a_url_that_lost_its_slashes_is_no_file_and_is_not_shown(slip):
+    with pytest.raises(database.CatalogError, match="a login without ://") as raised:
+        database.url_of(slip)
+    assert "hunter22" not in str(raised.value)

@@ -133,3 +133,12 @@ def test_a_byte_order_mark_and_json_with_tabs_are_read(tmp_path):
     assert read(tmp_path / "f.yaml") == {"a": [1, None, True], "b": 1000.0}
     (tmp_path / "f.yaml").write_bytes(b"")
     assert read(tmp_path / "f.yaml") is None
+
+
+NUMBERS = ("1e3", "1E5", "1_e3", "08", "089", "010", "0o7", "0x1f", "0b1", ".5", "5.", "-3", ".inf", "1:30")
+
+
+@pytest.mark.parametrize("text", [*NUMBERS, "2026-01-31", "yes", "", "~", "<<", "a: b", "# a", "*a", "é", "a\nb"])
+def test_text_that_looks_like_something_else_is_written_so_that_it_stays_text(text):
+    content = {"study": text, text: [text, 3, 0.001, None, True]}
+    assert parse(strict_yaml.written(content), "f") == content

@@ -43,6 +43,8 @@ def url_of(place: Path | str) -> URL:
     if "://" not in str(place):
         if _CONNECTION_STRING.match(str(place)):
             raise CatalogError(f"a connection string is no catalog; {_LOOKS}")
+        if re.search(":.*@", str(place)) and not Path(place).exists():
+            raise CatalogError(f"a login without :// behind its scheme is no catalog; {_LOOKS}")
         return URL.create("sqlite", database=Path(place).absolute().as_posix())
     scheme = str(place).partition("://")[0]
     try:

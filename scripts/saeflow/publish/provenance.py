@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from rocrate.model.contextentity import ContextEntity
 from rocrate.model.file import File
 from rocrate.rocrate import ROCrate
 
-from saeflow import __version__, reproduce
+from saeflow import __version__, reproduce, strict_yaml
 from saeflow.publish import crate_layout as layout
 
 PROFILES = {
@@ -157,7 +156,7 @@ def _add_settings(crate: ROCrate, run: Run, folder: Path) -> tuple[list, list]:
     """The study file, digests of what it reads, its seeds, threads and device as values; the workflow's parameters that
     they are values of."""
     study, inputs = folder / "study.yaml", folder / "INPUTS.sha256"
-    study.write_text(yaml.safe_dump(dict(run.study), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    study.write_text(strict_yaml.written(dict(run.study)), encoding="utf-8")
     reproduce.write_manifest(inputs, run.inputs)
     file = _add_file(crate, study, layout.STUDY_FILE, name="The study: every setting, defaults included")
     read = _add_file(crate, inputs, layout.INPUTS, name="Digest of every file that the study reads")

@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 
+from saeflow import strict_yaml
 from saeflow.publish.injection_report import share
 from saeflow.publish.injection_tables import plain
 from saeflow.record import versions
@@ -80,7 +80,7 @@ def render(
     environment.filters |= {"table": _rows, "share": share, "plain": plain}
     return environment.get_template("report.html.j2").render(
         study=study,
-        study_yaml=yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True),
+        study_yaml=strict_yaml.written(dict(study)),
         tables=tables,
         figures=figures,
         galleries=list(galleries),

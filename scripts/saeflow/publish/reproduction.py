@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import parquet
 
-from saeflow import config, config_paths, record, reproduce
+from saeflow import config, config_paths, record, reproduce, strict_yaml
 from saeflow.config_paths import IMAGES, Named
 from saeflow.publish import crate_archive, crate_metadata, study_inputs
 from saeflow.publish import crate_layout as layout
@@ -83,7 +83,7 @@ def receive(crate: Path, folder: Path, **wishes: Any) -> str:
     content = study.model_dump(mode="json") | {"reference": str(reference.resolve())}
     config.parse(content)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / "study.yaml").write_text(strict_yaml.written(content), encoding="utf-8")
     how = "byte by byte" if compare == "bytes" else f"table by table, {_text(study.verify)}"
     return "\n".join([f"study '{study.study}', to be compared {how}", *_notes(theirs, study, unlike)])
 
@@ -112,9 +112,7 @@ def _check_results(root: Path, described: Described) -> None:
     for name in layout.BESIDE:
         if not (root / name).is_file():
             raise CrateError(f"{root / name}: missing; the crate is incomplete")
-    for path in _walk(root / layout.STUDY):
-        if not stat.S_ISREG(path.lstat().st_mode) or path.resolve() != root.resolve() / path.relative_to(root):
-            raise CrateError(f"{path}: a link or a device; a crate holds files alone")
+    _check_files(root, _walk(root / layout.STUDY))
     digests = reproduce.read_manifest(root / layout.MANIFEST)
     for name in digests:
         crate_metadata.check_name(name)
@@ -131,9 +129,11 @@ def _check_results(root: Path, described: Described) -> None:
 def _check_project(root: Path) -> None:
     """The workflow, locks, concepts and all, is the one that is here."""
     try:
-        theirs = reproduce.manifest(root, (root / name for name in layout.project_files(root)))
+        files = [root / name for name in layout.project_files(root)]
     except FileNotFoundError as error:
         raise CrateError(f"the crate is incomplete: {error}") from None
+    _check_files(root, files)
+    theirs = reproduce.manifest(root, files)
     ours = reproduce.manifest(PROJECT, (PROJECT / name for name in layout.project_files(PROJECT)))
     unlike = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     unlike = list(filter(layout.changes_results, unlike))
@@ -156,6 +156,13 @@ def _same(root: Path, here: Mapping[str, str], declared: Mapping[str, str]) -> N
     comparison = reproduce.compare_manifests(here, declared)
     if not comparison.equal:
         raise CrateError(f"{root}: altered since it was made\n" + "\n".join(map(plain, comparison.lines())))
+
+
+def _check_files(root: Path, paths: Iterable[Path]) -> None:
+    """Each is a file of the crate: a link leads elsewhere, and a pipe or a device may never end."""
+    for path in paths:
+        if not stat.S_ISREG(path.lstat().st_mode) or path.resolve() != root.resolve() / path.relative_to(root):
+            raise CrateError(f"{path}: a link or a device; a crate holds files alone")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import yaml
 
+from saeflow import strict_yaml
 from saeflow.publish.injection_tables import VARIANT, plain
 from saeflow.publish.site import data, inversion
 from saeflow.publish.site.features import pictures
@@ -50,7 +50,7 @@ def write(study: Study, folder: Path, plotly: Path) -> None:
             pages=study.pages,
             page="features.html" if page == "feature.html" else page,
             config=study.config,
-            config_yaml=yaml.safe_dump(dict(study.config), sort_keys=False, allow_unicode=True),
+            config_yaml=strict_yaml.written(dict(study.config)),
             versions=versions(),
             **(overview(study) if page == "index.html" else {}),
         )
