@@ -6,7 +6,7 @@ Nothing heavier than pydantic is imported here: the Snakefile reads this module 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -311,6 +311,29 @@ def read(*paths: Path | str, over: Mapping[str, Any] = MappingProxyType({})) -> 
     return _merged(
         merged, {key: _typed(value) if isinstance(value, dict | list) else value for key, value in over.items()}
     )
+
+
+def check_command_line(words: Sequence[str]) -> None:
+    """Refuse a key that `--config` of Snakemake's command line gives twice, of which it would keep the last.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    given, seen = False, set()
+    for word in words:
+        if word.startswith("-"):
+            given = word in ("--config", "-C") or word.startswith("--config=")
+        key, is_setting, value = word.removeprefix("--config=").partition("=")
+        if not (given and is_setting):
+            continue
+        if key in seen:
+            raise ConfigError(f"--config: {key} is given twice; keep one of them")
+        seen.add(key)
+        if value.startswith(("{", "[")):
+            try:
+                strict_yaml.parse(value, f"--config {key}")
+            except strict_yaml.YAMLFileError as error:
+                raise ConfigError(str(error)) from None
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

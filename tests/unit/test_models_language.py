@@ -372,6 +372,14 @@ def test_a_tokenizer_of_another_model_is_refused(llama, tokens):
         language.check(llama, other, 8, "m")
 
 
+def test_a_tokenizer_of_far_fewer_tokens_than_the_model_embeds_is_told(llama, caplog):
+    for words, told in ((16, False), (10, True)):
+        caplog.clear()
+        language.check(llama, language_training.word_tokenizer([" ".join(f"w{i}" for i in range(words))], 100), 8, "m")
+        said = f"the tokenizer has {words + 2} tokens, the model embeds 20: is it the model's own?"
+        assert (said in caplog.text) is told
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_a_token_that_the_model_does_not_embed_is_refused_where_a_text_has_it(tmp_path, folders, llama, special):
     shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)

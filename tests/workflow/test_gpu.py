@@ -42,6 +42,9 @@ def test_jobs_have_their_environment_before_their_process_starts(tmp_path, tmp_p
     started_with = (tmp_path / "environment").read_text().split("\0")
     assert ENVIRONMENT == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUTF8": "1"}
     assert set(map("=".join, ENVIRONMENT.items())) <= set(started_with)
+    # Two checkouts may share one environment of Python: a job's library is that of its own.
+    (path,) = (entry for entry in started_with if entry.startswith("PYTHONPATH="))
+    assert path.removeprefix("PYTHONPATH=").split(os.pathsep)[0] == str(root / "scripts")
 
 
 @pytest.mark.parametrize("name", ["saeflow.Dockerfile", "saeflow.def"])

@@ -289,6 +289,10 @@ def test_the_command_line_and_later_files_are_read_by_the_same_rules(project, tm
         run = project.snakemake("--dry-run", "--config", value, check=False)
         assert run.returncode != 0
         assert f"{wrong} is not right" in run.stdout + run.stderr
+    for settings, key in ((["seed=1", "seed=2"], "seed"), (["saes={seeds: [1], seeds: [2]}"], "seeds")):
+        run = project.snakemake("--dry-run", "--config", *settings, check=False)
+        assert run.returncode != 0
+        assert f"{key} is given twice; keep one of them" in run.stdout + run.stderr
     assert project.planned("--config", "saes={variants: {more: {architecture: topk, d_sae: 8, k: '2'}}}")
     # A file that forgot its name is no change of the default study.
     run = project.snakemake("--dry-run", study=tmp_path / "later", check=False)

@@ -6,7 +6,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+SCRIPTS = str(Path(workflow.basedir) / "scripts")
+sys.path.insert(0, SCRIPTS)
 from saeflow import config as saeflow_config
 from saeflow import endpoints, preflight
 from saeflow.datasets import files
@@ -15,7 +16,9 @@ from saeflow.reproduce import ENVIRONMENT
 from saeflow.sae.sharing import jobs
 
 # For every job's process, before it starts: this file is read by whatever Snakemake starts it, on a cluster's nodes too.
-os.environ.update(ENVIRONMENT)
+# Its library is the one beside this file, also where an environment has another checkout's.
+FOUND = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", SCRIPTS)]
+os.environ.update(ENVIRONMENT, PYTHONPATH=os.pathsep.join([SCRIPTS, *FOUND]))
 
 
 def settings_given():
@@ -29,6 +32,7 @@ try:
     STUDY = saeflow_config.parse(settings_given())
     # The process of a job reads this file again, when all was looked at.
     if workflow.is_main_process:
+        saeflow_config.check_command_line(sys.argv[1:])
         for note in preflight.look(STUDY, Path(workflow.basedir), workflow.deployment_settings.deployment_method):
             logger.info(note)
 except saeflow_config.ConfigError as error:

@@ -37,6 +37,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_PADDED = 1.2  # rows of an embedding to tokens of its tokenizer, at most, where rows are padded to a round number
 # Keys of a configuration for the most tokens that a model reads, by family.
 _LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "context_length")
 
@@ -96,6 +97,11 @@ def check(model: nn.Module, tokens: Tokens, context_size: int, name: str) -> Non
         raise LanguageModelError(
             f"language.models.{name}: the tokenizer has {words} tokens, the model embeds {rows}: they do not belong "
             "together"
+        )
+    if rows > _PADDED * len(tokens.tokenizer):
+        log.warning(
+            "language.models.%s: the tokenizer has %d tokens, the model embeds %d: is it the model's own?",
+            *(name, len(tokens.tokenizer), rows),
         )
     check_context(model, context_size, name)
     ids = [i for i in range(min(rows, words)) if i not in tokens.special] or [0]
