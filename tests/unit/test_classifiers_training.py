@@ -104,7 +104,7 @@ def test_a_class_without_images_is_refused(digits):
 
 
 def test_training_that_diverges_names_the_network_and_the_step_size(digits):
-    settings = config.Classifiers(epochs=1, learning_rate=1e30)
+    settings = config.Classifiers(epochs=1).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(
         ClassifierError, match=r"FFN, role 'target', seed 0: training diverged; lower .* \(now 1e\+30\)"
     ):

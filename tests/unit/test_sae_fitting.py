@@ -28,7 +28,12 @@ def store(path, seed=0, n=1500, d=12, n_atoms=24):
 
 def saes(**variants) -> config.SAEs:
     training = {"steps": 250, "batch_size": 128, "learning_rate": 5e-3, "warmup_steps": 10, "sparsity_warmup_steps": 50}
-    return config.SAEs.model_validate({"variants": variants, "training": training})
+    penalties = {name: spec["penalty"] for name, spec in variants.items() if "penalty" in spec}
+    within = {name: spec | {"penalty": 1.0} if name in penalties else spec for name, spec in variants.items()}
+    study = config.SAEs.model_validate({"variants": within, "training": training})
+    # Tests have penalties beyond what a study may ask for, so that a training diverges.
+    given = {name: study.variants[name].model_copy(update={"penalty": penalty}) for name, penalty in penalties.items()}
+    return study.model_copy(update={"variants": study.variants | given})
 
 
 @pytest.fixture(scope="module")

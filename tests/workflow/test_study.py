@@ -243,16 +243,16 @@ def test_a_killed_job_leaves_nothing_half_built_and_the_study_continues(built, f
     assert fresh.manifest() == built.manifest()
 
 
-def test_an_sae_that_diverges_costs_its_job_no_other(built, fresh):
+def test_an_sae_that_fails_costs_its_job_no_other(built, fresh):
     """What is done is kept where Snakemake, which deletes the outputs of a failed job, does not look."""
     target = "results/smoke/saes/SimpleNN-full-s0/last.pre/relu-s0/cfg.json"
     shutil.rmtree(fresh.results / "saes")
-    wild = {"wild": {"architecture": "relu", "d_sae": 24, "penalty": 1e38}}
-    run = fresh.snakemake(target, study=edit(fresh, "wild", {"saes": {"variants": wild}}), check=False)
+    full = {"full": {"architecture": "gated", "d_sae": 24, "target_l0": 24}}
+    run = fresh.snakemake(target, study=edit(fresh, "full", {"saes": {"variants": full}}), check=False)
     said = run.stdout + run.stderr
     assert run.returncode != 0
-    assert said.count("training diverged") == 2  # of two networks
-    assert "wild-s0, store 1: training diverged, " in said
+    assert "full-s0, store 0: target_l0 24 is outside the L0 reached" in said
+    assert "full-s0, store 1, " in said  # of the other network
     assert "4 other SAEs are done and kept (results/smoke/saes/SimpleNN-full-s" in said
     kept = {path.relative_to(fresh.results / "saes").as_posix() for path in fresh.results.glob("saes/*/*/*")}
     wanted = {

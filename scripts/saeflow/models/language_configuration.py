@@ -96,9 +96,10 @@ def outline(config: Any, settings: Mapping[str, Any], attention: Mapping[str, st
     """A model without its weights, on the meta device; raises whatever transformers and the model's code raise."""
     from transformers import AutoModelForCausalLM
 
-    trusted = settings["trust_remote_code"]
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trusted, **attention)
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=settings["trust_remote_code"], **attention
+        )
 
 
 def short(error: Exception, most: int = 300) -> str:
