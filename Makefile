@@ -70,7 +70,7 @@ lock: env
 	$(python) envs/lock.py
 
 docs: env
-	$(python) -m saeflow.config_document
+	$(python) -m saeflow.config.document
 	$(python) tests/workflow/rulegraph.py
 
 format: env

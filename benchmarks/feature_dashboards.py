@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from saeflow.activations import ActivationStore
-from saeflow.config_language import LanguageFeatures
+from saeflow.config.language import LanguageFeatures
 from saeflow.features import dashboards
 from saeflow.models.language_capture import SOURCE
 from saeflow.sae.architectures import JumpReLU

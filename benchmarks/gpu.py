@@ -28,8 +28,8 @@ from peers import SHAPES  # noqa: E402
 from protocol import Floor, Shape, activations, seconds, use  # noqa: E402
 from sae_training_step import spec_of  # noqa: E402
 
-from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.config.saes import Training  # noqa: E402
 from saeflow.reproduce import ENVIRONMENT  # noqa: E402
 from saeflow.rule import make_deterministic  # noqa: E402
 from saeflow.sae.stack import Member  # noqa: E402
@@ -72,7 +72,7 @@ def least(work: Callable[[], object], rounds: int = 5) -> float:
 
 def fitted(store: ActivationStore, variant: str, shape: Shape, steps: int, device: str) -> tuple[Any, float]:
     """A trained SAE, and how many seconds of wall time it took."""
-    training = config.Training(steps=steps, batch_size=shape.batch, warmup_steps=0, sparsity_warmup_steps=0)
+    training = Training(steps=steps, batch_size=shape.batch, warmup_steps=0, sparsity_warmup_steps=0)
     started = time.perf_counter()
     (result,) = train(store, [Member(variant, spec_of(variant, shape), 0)], training, device=device)
     return result.sae, time.perf_counter() - started

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.inversion.optimization import baselines, gcg
 from saeflow.inversion.optimization.objective import Objective, Readout
 from saeflow.inversion.optimization.vocabulary import Vocabulary

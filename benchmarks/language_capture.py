@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from saeflow.activations import ActivationStore
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.datasets import contexts, texts
 from saeflow.models import hook_points, language, language_capture
 

@@ -27,9 +27,9 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
 from language_capture import SETTINGS  # noqa: E402
 
-from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
-from saeflow.config_language import Hook  # noqa: E402
+from saeflow.config.language import Hook  # noqa: E402
+from saeflow.config.saes import SAEs  # noqa: E402
 from saeflow.datasets import contexts, texts  # noqa: E402
 from saeflow.models import language, language_capture  # noqa: E402
 from saeflow.publish import style  # noqa: E402
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace, n_tokens: int, folder: Path) -> dict[st
         language_capture.capture(model, batches, hooks, {options.hook: writer})
     captured = time.process_time()
     store = ActivationStore.open(folder / "store")
-    saes = config.SAEs.model_validate(
+    saes = SAEs.model_validate(
         {
             "variants": {"batchtopk": {"architecture": "batchtopk", "d_sae": EXPANSION * d_in, "k": K}},
             "training": {

@@ -31,9 +31,9 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 from environments import create  # noqa: E402
 from language_capture import SETTINGS  # noqa: E402
 
-from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
-from saeflow.config_language import Hook  # noqa: E402
+from saeflow.config.language import Hook  # noqa: E402
+from saeflow.config.saes import SAEs  # noqa: E402
 from saeflow.datasets import contexts, texts  # noqa: E402
 from saeflow.models import language, language_capture  # noqa: E402
 from saeflow.sae import fitting, formats, language_metrics  # noqa: E402
@@ -131,7 +131,7 @@ def ours(job: dict) -> dict[str, float]:
     cpu, wall = time.process_time(), time.perf_counter()
     output = Path(job["output"])
     stores = captured(job, language.load(Path(job["model"]), SETTINGS, "cpu"), output / "stores", "train")
-    saes = config.SAEs.model_validate(
+    saes = SAEs.model_validate(
         {
             "variants": {"batchtopk": {"architecture": "batchtopk", "d_sae": job["d_sae"], "k": job["k"]}},
             "training": {

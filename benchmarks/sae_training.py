@@ -24,8 +24,9 @@ from peers import PEERS, SHAPES  # noqa: E402
 from peers import measure as measure_peer  # noqa: E402
 from protocol import Shape, Training, measure_training  # noqa: E402
 
-from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.config import saes  # noqa: E402
+from saeflow.config.saes import ReLU  # noqa: E402
 from saeflow.sae.initialization import Normalization  # noqa: E402
 from saeflow.sae.stack import Member  # noqa: E402
 from saeflow.sae.trainer import train  # noqa: E402
@@ -39,8 +40,8 @@ def fit(shape: Shape, training: Training, batches: list[torch.Tensor]) -> Callab
     store = ActivationStore.from_array(torch.cat(batches[: training.distinct_batches]))
     # Our penalty weighs against activations of mean squared norm d_in.
     scale = Normalization.of(store.batches(shape.batch, 0, epochs=1, shuffle=None), normalize=True).scale
-    spec = config.ReLU(architecture="relu", d_sae=shape.d_sae, penalty=training.penalty * scale)
-    settings = config.Training(
+    spec = ReLU(architecture="relu", d_sae=shape.d_sae, penalty=training.penalty * scale)
+    settings = saes.Training(
         steps=training.steps,
         batch_size=shape.batch,
         learning_rate=training.learning_rate,

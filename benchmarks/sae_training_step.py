@@ -40,8 +40,8 @@ from protocol import (  # noqa: E402
     use,
 )
 
-from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.config.saes import BatchTopK, Gated, JumpReLU, MatryoshkaBatchTopK, ReLU, SparseAutoencoder, TopK, Training  # noqa: E402
 from saeflow.reproduce import ENVIRONMENT  # noqa: E402
 from saeflow.rule import make_deterministic  # noqa: E402
 from saeflow.sae.initialization import Normalization  # noqa: E402
@@ -60,22 +60,22 @@ STACKED = {
 N_STACKED = 24
 
 
-def spec_of(variant: str, shape: Shape) -> config.SparseAutoencoder:
+def spec_of(variant: str, shape: Shape) -> SparseAutoencoder:
     """Settings of a variant; `relu` and `relu 1 %` differ by their biases only."""
     n, k = shape.d_sae, shape.k
     match variant:
         case "topk" | "auxk":
-            return config.TopK(architecture="topk", d_sae=n, k=k)
+            return TopK(architecture="topk", d_sae=n, k=k)
         case "batchtopk":
-            return config.BatchTopK(architecture="batchtopk", d_sae=n, k=k)
+            return BatchTopK(architecture="batchtopk", d_sae=n, k=k)
         case "matryoshka":
             prefixes = (n // 16, n // 4, n)
-            return config.MatryoshkaBatchTopK(architecture="matryoshka", d_sae=n, k=k, prefixes=prefixes)
+            return MatryoshkaBatchTopK(architecture="matryoshka", d_sae=n, k=k, prefixes=prefixes)
         case "jumprelu 1 %":
-            return config.JumpReLU(architecture="jumprelu", d_sae=n, penalty=1e-3)
+            return JumpReLU(architecture="jumprelu", d_sae=n, penalty=1e-3)
         case "gated 1 %":
-            return config.Gated(architecture="gated", d_sae=n, penalty=1e-3)
-    return config.ReLU(architecture="relu", d_sae=n, penalty=1e-3)
+            return Gated(architecture="gated", d_sae=n, penalty=1e-3)
+    return ReLU(architecture="relu", d_sae=n, penalty=1e-3)
 
 
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "relu 1 %", "jumprelu 1 %", "gated 1 %", "auxk")
@@ -83,7 +83,7 @@ VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "relu 1 %", "jumprelu 1 %
 
 def stack_of(variant: str, shape: Shape, x: torch.Tensor, n_members: int = 1, second_moment: str = "element") -> Stack:
     """Members as the trainer makes them, on activations that are taken as they are."""
-    training = config.Training(
+    training = Training(
         steps=10**6,
         batch_size=shape.batch,
         learning_rate=LEARNING_RATE,
@@ -217,7 +217,7 @@ def stacking_rows(rounds: int) -> Iterator[tuple[str, str, float, float]]:
         for variant in ("topk", "batchtopk", "relu"):
             x = next(activations(shape, 1)).to(device())
             members = [Member(str(seed), spec_of(variant, shape), seed) for seed in range(N_STACKED)]
-            training = config.Training(batch_size=shape.batch)
+            training = Training(batch_size=shape.batch)
             groups = plan(members, [ActivationStore.from_array(x.cpu())], training, device())
             alone = [ours(variant, shape) for _ in members]
             stacked = [ours(variant, shape, len(group)) for group in groups]

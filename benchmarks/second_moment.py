@@ -26,8 +26,9 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 from language_capture import SETTINGS  # noqa: E402
 from language_training import BATCH, captured, prepare  # noqa: E402
 
-from saeflow import config  # noqa: E402
 from saeflow.activations import ActivationStore  # noqa: E402
+from saeflow.config.images import Classifiers, Data  # noqa: E402
+from saeflow.config.saes import SAEs  # noqa: E402
 from saeflow.datasets import images  # noqa: E402
 from saeflow.models import language  # noqa: E402
 from saeflow.models.classifier_training import Member, train  # noqa: E402
@@ -39,8 +40,8 @@ HOOK_POINT = "last.pre"
 
 def activations() -> tuple[torch.Tensor, torch.Tensor]:
     """Of training and of test images.  Shapes [n, d_in]."""
-    data = images.build(config.Data(name="digits"), seed=0, folder=None)
-    settings = config.Classifiers(architectures=["SimpleNN"])
+    data = images.build(Data(name="digits"), seed=0, folder=None)
+    settings = Classifiers(architectures=["SimpleNN"])
     network = train("SimpleNN", data, [Member("full", tuple(range(10)), 0)], settings, seed=0).classifier
     splits = (torch.from_numpy(split.inputs()) for split in (data.train, data.test))
     with torch.no_grad():
@@ -80,7 +81,7 @@ def results(store: ActivationStore, test: torch.Tensor, section: dict[str, Any])
     for second_moment in ("element", "latent"):
         section["training"]["second_moment"] = second_moment
         measured: dict[str, list[tuple[float, ...]]] = {}
-        for key, result in fit([store], config.SAEs.model_validate(section), seed=0):
+        for key, result in fit([store], SAEs.model_validate(section), seed=0):
             measured.setdefault(key.variant, []).append(quality(result.sae, test))
         yield from ((variant, second_moment, values) for variant, values in measured.items())
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from saeflow import config
-from saeflow.config import ARCHITECTURES
+from saeflow.config.images import ARCHITECTURES, Classifiers
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.models.classifier_training import Member, train
 
@@ -36,8 +35,8 @@ def noise(side: int) -> ImageDataset:
 
 def main() -> None:
     torch.set_num_threads(1)
-    batch_size = config.Classifiers().batch_size
-    settings = config.Classifiers(epochs=max(1, STEPS * batch_size // N_IMAGES))
+    batch_size = Classifiers().batch_size
+    settings = Classifiers(epochs=max(1, STEPS * batch_size // N_IMAGES))
     n_steps = settings.epochs * N_IMAGES // batch_size
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, batch {batch_size}")
     print("architecture  image  parameters  members  ms a step: in turn  stacked  ratio  equal")

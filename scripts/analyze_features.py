@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.images import Features
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.features import report
 from saeflow.features.analysis import Context, Split, analyze
@@ -45,7 +45,7 @@ def main(
         tables, reports, arrays: files to write, in the order of the SAEs.
         cfg: `features` (section), `seeds`, `variants`, `sae_seeds`, `architecture`, `role`, `hook`, `seed`, `device`.
     """
-    data, spec = ImageDataset.load(dataset), config.Features.model_validate(cfg["features"])
+    data, spec = ImageDataset.load(dataset), Features.model_validate(cfg["features"])
     device, hook = cfg["device"], cfg["hook"]
     networks = classifiers.load(weights, device, cfg["seeds"])
     keys = product(range(len(cfg["seeds"])), cfg["variants"], cfg["sae_seeds"])

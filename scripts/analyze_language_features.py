@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pyarrow import parquet
 
-from saeflow import config_language
 from saeflow.activations import ActivationStore
+from saeflow.config.language import LanguageFeatures, LanguageModel
 from saeflow.features import dashboards, logit_lens
 from saeflow.models import language
 from saeflow.models.language_files import folder_of, revision_of
@@ -44,8 +44,8 @@ def main(
         cfg: `study` (its name), `model` (name), `settings` (its section), `hook`, `features` (section), `variants`,
             `sae_seed`, `config_digest`, `device`.
     """
-    spec = config_language.LanguageFeatures.model_validate(cfg["features"])
-    hook = config_language.LanguageModel.model_validate(cfg["settings"]).hooks[cfg["hook"]]
+    spec = LanguageFeatures.model_validate(cfg["features"])
+    hook = LanguageModel.model_validate(cfg["settings"]).hooks[cfg["hook"]]
     opened, folder = ActivationStore.open(store), folder_of(model)
     readout = dashboards.Readout(
         # The model itself is let go: only its readout is used.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from saeflow import config_geometry
+from saeflow.config.geometry import Concepts
 from saeflow.datasets import wordnet
 from saeflow.datasets.hierarchy import Hierarchy
 from saeflow.geometry import concepts
@@ -26,7 +26,7 @@ def main(
     Raises:
         ValueError: too few concepts are left, or more than the SAEs have latents.
     """
-    spec = config_geometry.Concepts.model_validate(cfg["concepts"])
+    spec = Concepts.model_validate(cfg["concepts"])
     folder = folder_of(model)
     tokens = language.load_tokenizer(folder, cfg["settings"])
     vocabulary = concepts.single_tokens(tokens.tokenizer.get_vocab(), tokens.no_words)

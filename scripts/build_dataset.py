@@ -6,7 +6,7 @@ What is in a file is compared with what was published by its digest; where none 
 import os
 from pathlib import Path
 
-from saeflow import config
+from saeflow.config.images import Data
 from saeflow.datasets import images
 from saeflow.rule import run
 
@@ -19,7 +19,7 @@ def main(*, raw: list[Path], dataset: Path, cfg: dict) -> None:
         cfg: `dataset` (section) and `seed` (root, splits the digits).
     """
     folder = os.path.commonpath(raw) if raw else None
-    images.build(config.Data.model_validate(cfg["dataset"]), seed=cfg["seed"], folder=folder).save(dataset)
+    images.build(Data.model_validate(cfg["dataset"]), seed=cfg["seed"], folder=folder).save(dataset)
 
 
 if __name__ == "__main__":

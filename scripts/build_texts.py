@@ -6,7 +6,7 @@ Of a folder are taken the first documents, as many as are enough for the tokens 
 import logging
 from pathlib import Path
 
-from saeflow import config_language
+from saeflow.config.language import Text
 from saeflow.datasets import corpus, texts
 from saeflow.datasets.hierarchy import Hierarchy
 from saeflow.rule import run
@@ -23,7 +23,7 @@ def main(*, raw: list[Path], documents: Path, cfg: dict) -> None:
     Raises:
         TextError: text that cannot be read, or too few documents for two splits.
     """
-    text = config_language.Text.model_validate(cfg["text"])
+    text = Text.model_validate(cfg["text"])
     seed, asked = cfg["seed"], text.train_tokens + text.held_out_tokens
     if text.folder is None:
         found = corpus.documents(Hierarchy.load(raw[0]), text.documents, seed)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from saeflow import config
 from saeflow.activations import Part, PartWriter, batches_of, rows_of, write_manifest
+from saeflow.config.images import Activations
 from saeflow.datasets.images import ImageDataset
 from saeflow.models import classifiers
 from saeflow.rule import run
@@ -30,7 +30,7 @@ def main(*, dataset: Path, weights: Path, parts: list[Path], manifests: list[Pat
     Raises:
         ClassifierError: a seed that the weights do not hold, or a hook point that the architecture does not have.
     """
-    data, settings = ImageDataset.load(dataset), config.Activations.model_validate(cfg["activations"])
+    data, settings = ImageDataset.load(dataset), Activations.model_validate(cfg["activations"])
     role = classifiers.describe(weights)["role"]
     classifier = classifiers.load(weights, cfg["device"], cfg["seeds"])
     folders = dict(zip(product(cfg["seeds"], settings.hook_points, SPLITS), parts, strict=True))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.injection import Injection
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import captured
 from saeflow.injection.materials import Materials
@@ -19,8 +20,8 @@ def main(*, dataset: Path, weights: list[Path], values: Path, cfg: dict) -> None
         cfg: `injection` and `classifiers` (sections), `seed` (root of the draws), `device`.
     """
     data = ImageDataset.load(dataset)
-    spec = config.Injection.model_validate(cfg["injection"])
-    roles = config.Classifiers.model_validate(cfg["classifiers"])
+    spec = Injection.model_validate(cfg["injection"])
+    roles = Classifiers.model_validate(cfg["classifiers"])
     materials = Materials.of(data, spec, roles, weights, seed=cfg["seed"], device=cfg["device"])
     calibration = Images.of(data.calibration, cfg["device"], materials.task.target_classes)
     captured.save(materials, calibration.images, Images.of(data.test, cfg["device"]).images, values)

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
-from saeflow import config_language
 from saeflow.activations import Part, PartWriter, write_manifest
+from saeflow.config.language import LanguageActivations, LanguageModel
 from saeflow.datasets import texts
 from saeflow.datasets.contexts import TokenFile
 from saeflow.models import language, language_capture
@@ -29,8 +29,8 @@ def main(*, model: list[Path], tokens: list[Path], parts: list[Path], manifests:
     Raises:
         LanguageModelError, HookPointError: a model, tokenizer, context or hook point that does not go with the others.
     """
-    settings = config_language.LanguageModel.model_validate(cfg["settings"])
-    activations = config_language.LanguageActivations.model_validate(cfg["activations"])
+    settings = LanguageModel.model_validate(cfg["settings"])
+    activations = LanguageActivations.model_validate(cfg["activations"])
     folder, hooks = folder_of(model), settings.hooks
     network = language.load(folder, cfg["settings"], cfg["device"])
     files = dict(zip(texts.SPLITS, map(TokenFile.open, tokens), strict=True))

@@ -6,7 +6,7 @@ A failed download is tried again by the rule's `retries`.
 import logging
 from pathlib import Path
 
-from saeflow import config_language
+from saeflow.config.language import Text
 from saeflow.datasets import texts
 from saeflow.rule import run
 
@@ -21,7 +21,7 @@ def main(*, documents: Path, cfg: dict) -> None:
     Raises:
         TextError: a data set that cannot be had or read, or too few documents for two splits.
     """
-    text = config_language.Text.model_validate(cfg["text"])
+    text = Text.model_validate(cfg["text"])
     seed, asked = cfg["seed"], text.train_tokens + text.held_out_tokens
     found = texts.enough(texts.documents_of_hub(text), asked, seed=seed, held_out_share=text.held_out_share)
     n = texts.write(documents, found)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from saeflow import config_geometry
+from saeflow.config import geometry
 from saeflow.geometry import comparison, spaces
 from saeflow.geometry.concepts import Concepts
 from saeflow.geometry.contexts import LabelledContexts
@@ -36,7 +36,7 @@ def main(
         verdicts: table to write: the taught arm and its control against the baseline of the same schedule.
         cfg: `hierarchical` (section), `bootstrap`, `seed` (root of the draws).
     """
-    spec = config_geometry.HierarchicalSAEs.model_validate(cfg["hierarchical"])
+    spec = geometry.HierarchicalSAEs.model_validate(cfg["hierarchical"])
     kept, contexts = Concepts.load(words), LabelledContexts.load(labelled)
     with np.load(teacher, allow_pickle=False) as stored:
         arrays = dict(stored)

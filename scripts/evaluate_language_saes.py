@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from saeflow import config_language
 from saeflow.activations import ActivationStore
+from saeflow.config.language import LanguageActivations, LanguageModel
 from saeflow.datasets.contexts import TokenFile
 from saeflow.models import language
 from saeflow.models.language_files import folder_of
@@ -31,8 +31,8 @@ def main(*, model: list[Path], tokens: Path, store: Path, saes: list[Path], metr
             `device`.
     """
     opened, file = ActivationStore.open(store), TokenFile.open(tokens)
-    batch_size = config_language.LanguageActivations.model_validate(cfg["activations"]).batch_size
-    hook = config_language.LanguageModel.model_validate(cfg["settings"]).hooks[cfg["hook"]]
+    batch_size = LanguageActivations.model_validate(cfg["activations"]).batch_size
+    hook = LanguageModel.model_validate(cfg["settings"]).hooks[cfg["hook"]]
     keys = dict(zip(product(cfg["variants"], cfg["sae_seeds"]), saes, strict=True))
     loaded = {key: formats.load(path.parent, cfg["device"]) for key, path in keys.items()}
     measured = {

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.injection import Injection
 from saeflow.publish import injection_tables as tables
 from saeflow.publish import older_numbers
 from saeflow.rule import run
@@ -27,8 +28,8 @@ def main(
         parquet, csv: tables to write, by their names below.
         cfg: `dataset` (its name), `injection` and `classifiers` (sections).
     """
-    spec = config.Injection.model_validate(cfg["injection"])
-    networks = config.Classifiers.model_validate(cfg["classifiers"])
+    spec = Injection.model_validate(cfg["injection"])
+    networks = Classifiers.model_validate(cfg["classifiers"])
     stated = older_numbers.of_task(
         dataset=cfg["dataset"],
         target_classes=networks.roles[spec.target].classes,

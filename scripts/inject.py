@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pyarrow import csv, parquet
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.injection import Injection
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import concept_saes, study
 from saeflow.injection.materials import Materials
@@ -45,8 +46,8 @@ def main(
             of the draws), `device`.
     """
     data = ImageDataset.load(dataset)
-    spec = config.Injection.model_validate(cfg["injection"])
-    roles = config.Classifiers.model_validate(cfg["classifiers"])
+    spec = Injection.model_validate(cfg["injection"])
+    roles = Classifiers.model_validate(cfg["classifiers"])
     materials = Materials.of(
         data,
         spec,

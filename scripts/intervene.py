@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saeflow import config_geometry
+from saeflow.config.geometry import Interventions
 from saeflow.datasets.contexts import TokenFile
 from saeflow.geometry import hierarchy, interventions, steering_verdict
 from saeflow.geometry.concepts import Concepts
@@ -41,7 +41,7 @@ def main(
         cfg: `interventions` (section), `inner` (module path), `bootstrap`, `settings` (the model's section), `seed`,
             `device`.
     """
-    spec = config_geometry.Interventions.model_validate(cfg["interventions"])
+    spec = Interventions.model_validate(cfg["interventions"])
     kept, test = Concepts.load(words), LabelledContexts.load(labelled).part("test")
     with np.load(teacher, allow_pickle=False) as stored:
         arrays = dict(stored)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saeflow import config_geometry
+from saeflow.config.geometry import LabelledText
 from saeflow.datasets.contexts import TokenFile
 from saeflow.geometry import contexts
 from saeflow.geometry.concepts import Concepts
@@ -30,7 +30,7 @@ def main(
     Raises:
         ValueError: fewer tokens than contexts asked for.
     """
-    spec = config_geometry.LabelledText.model_validate(cfg["contexts"])
+    spec = LabelledText.model_validate(cfg["contexts"])
     folder, concepts = folder_of(model), Concepts.load(words)
     network = language.load(folder, cfg["settings"], cfg["device"])
     tokenizer = language.load_tokenizer(folder, cfg["settings"])

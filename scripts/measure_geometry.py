@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from saeflow import config_geometry
+from saeflow.config.geometry import Measures
 from saeflow.geometry import hierarchy, polytopes, published, unembedding, verdict, whitening
 from saeflow.geometry.concepts import Concepts
 from saeflow.models.language_files import folder_of
@@ -38,7 +38,7 @@ def main(
             verdicts; every concept's own; crossfit angles; the published projection test; polytopes.
         cfg: `measures` (section), `settings` (the model's section), `seed` (root of the draws).
     """
-    spec = config_geometry.Measures.model_validate(cfg["measures"])
+    spec = Measures.model_validate(cfg["measures"])
     kept = Concepts.load(words)
     gamma, bias, rows = unembedding.load(folder_of(model), cfg["settings"])
     white = whitening.fit(gamma, rows, spec.eigenvalue_floor)

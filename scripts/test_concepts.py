@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.datasets import concept_texts
 from saeflow.features import concept_tests
 from saeflow.features.sentence_scores import sentence_scores, with_random_weights

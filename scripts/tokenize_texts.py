@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from saeflow import config_language
+from saeflow.config.language import Text
 from saeflow.datasets import contexts, texts
 from saeflow.models import language
 from saeflow.models.language_files import folder_of
@@ -19,7 +19,7 @@ def main(*, documents: Path, model: list[Path], tokens: list[Path], cfg: dict) -
     Raises:
         TextError: fewer tokens than the study asks for.
     """
-    text = config_language.Text.model_validate(cfg["text"])
+    text = Text.model_validate(cfg["text"])
     tokenizer = language.load_tokenizer(folder_of(model), cfg["settings"])
     for split, path in zip(texts.SPLITS, tokens, strict=True):
         own = (d for d in texts.read(documents) if texts.split_of(d[0], cfg["seed"], text.held_out_share) == split)

@@ -6,7 +6,7 @@ what they are, and how well each does.
 
 from pathlib import Path
 
-from saeflow import config
+from saeflow.config.images import Classifiers
 from saeflow.datasets.images import ImageDataset
 from saeflow.models import classifiers
 from saeflow.models.classifier_training import Member, train
@@ -20,7 +20,7 @@ def main(*, dataset: Path, weights: list[Path], cfg: dict) -> None:
         weights: .safetensors to write, one per role in the section's order; the .json gets the same stem.
         cfg: `architecture`, `classifiers` (section), `seed` (root of the draws), `device`.
     """
-    data, settings = ImageDataset.load(dataset), config.Classifiers.model_validate(cfg["classifiers"])
+    data, settings = ImageDataset.load(dataset), Classifiers.model_validate(cfg["classifiers"])
     members = [
         Member(name, role.classes, seed) for name, role in settings.roles.items() for seed in settings.seeds_of(name)
     ]

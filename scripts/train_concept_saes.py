@@ -6,7 +6,8 @@ controls have their own, because an SAE belongs to the network that it was train
 
 from pathlib import Path
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.injection import Injection
 from saeflow.datasets.images import ImageDataset
 from saeflow.injection import concept_saes
 from saeflow.injection.materials import UNTRAINED, untrained
@@ -22,8 +23,8 @@ def main(*, dataset: Path, weights: list[Path], saes: Path, cfg: dict) -> None:
         saes: .safetensors to write, all SAEs in one.
         cfg: `classifiers`, `injection` (sections), `seed` (root of the draws), `device`.
     """
-    settings = config.Classifiers.model_validate(cfg["classifiers"])
-    study = config.Injection.model_validate(cfg["injection"])
+    settings = Classifiers.model_validate(cfg["classifiers"])
+    study = Injection.model_validate(cfg["injection"])
     roles = [role for role in (study.source, study.target, study.blind) if role is not None]
     described = {path: classifiers.describe(path) for path in weights}
     networks: dict[str, dict[str, classifiers.StackedClassifier]] = {role: {} for role in (*roles, *UNTRAINED)}

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from saeflow import config_geometry
+from saeflow.config.geometry import HierarchicalSAEs
 from saeflow.geometry import spaces
 from saeflow.geometry.concepts import Concepts
 from saeflow.geometry.contexts import LabelledContexts
@@ -24,7 +24,7 @@ def main(*, labelled: Path, words: Path, teacher: Path, weights: Path, curves: P
         curves: table to write: the loss and its terms along the training.
         cfg: `hierarchical` (section), `seed` (root of the draws), `device`.
     """
-    spec = config_geometry.HierarchicalSAEs.model_validate(cfg["hierarchical"])
+    spec = HierarchicalSAEs.model_validate(cfg["hierarchical"])
     train, parent_of = LabelledContexts.load(labelled).part("train"), Concepts.load(words).parent_of
     with np.load(teacher, allow_pickle=False) as stored:
         arrays = dict(stored)

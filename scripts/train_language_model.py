@@ -5,7 +5,7 @@ Its vocabulary is made from the same documents. Beside it stands how well it doe
 
 from pathlib import Path
 
-from saeflow import config_language
+from saeflow.config.language import EmbeddedModel, Text
 from saeflow.datasets import contexts, texts
 from saeflow.models import language_training
 from saeflow.reproduce import write_json
@@ -22,8 +22,8 @@ def main(*, documents: Path, model: list[Path], training: Path, cfg: dict) -> No
     Raises:
         TextError: fewer tokens than the study asks for.
     """
-    text = config_language.Text.model_validate(cfg["text"])
-    spec = config_language.EmbeddedModel.model_validate(cfg["settings"]["embedded"])
+    text = Text.model_validate(cfg["text"])
+    spec = EmbeddedModel.model_validate(cfg["settings"]["embedded"])
     by_split: dict[str, list[tuple[int, str]]] = {split: [] for split in texts.SPLITS}
     for number, document in texts.read(documents):
         by_split[texts.split_of(number, cfg["seed"], text.held_out_share)].append((number, document))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import SAEs
 from saeflow.rule import run
 from saeflow.sae import fitting, formats, health, sharing
 
@@ -23,7 +23,7 @@ def main(*, store: Path, saes: list[Path], curves: list[Path], cfg: dict) -> Non
     Raises:
         FittingError: SAEs that diverged, died or miss their target; the others are written before.
     """
-    spec = config.SAEs.model_validate(cfg["saes"])
+    spec = SAEs.model_validate(cfg["saes"])
     opened = ActivationStore.open(store)
     keys = sharing.jobs(spec, 1, cfg["device"])[cfg["shard"]]
     checkpoint = saes[0].parent.with_name(f"{saes[0].parent.name}.checkpoint")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import SAEs
 from saeflow.models import classifiers
 from saeflow.models.splicing import SplicedOutput
 from saeflow.rule import run
@@ -23,7 +23,7 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: list[Pa
         cfg: `saes` (section), `shard` (which of its jobs this is), `seeds`, `architecture`, `role`, `hook`, `seed`
             (root of the draws), `device`.
     """
-    spec = config.SAEs.model_validate(cfg["saes"])
+    spec = SAEs.model_validate(cfg["saes"])
     opened = [ActivationStore.open(path) for path in stores]
     keys = sharing.jobs(spec, len(opened), cfg["device"])[cfg["shard"]]
     splice = SplicedOutput(classifiers.load(weights, cfg["device"], cfg["seeds"]), cfg["hook"])

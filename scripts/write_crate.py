@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from saeflow import config, config_paths, record
+from saeflow import record
+from saeflow.config import paths
+from saeflow.config.reading import parse
 from saeflow.library import PACKAGE
 from saeflow.publish import provenance, study_inputs
 from saeflow.rule import run
@@ -18,7 +20,7 @@ def main(*, manifest: Path, crate: Path, cfg: dict) -> None:
     """
     # A later comparison is no part of the run.
     records = [job for job in record.read(manifest.parent / "logs") if job["rule"] != "verify"]
-    inputs = study_inputs.digests_of(config.parse(config_paths.with_files(cfg["study"], cfg["files"])))
+    inputs = study_inputs.digests_of(parse(paths.with_files(cfg["study"], cfg["files"])))
     provenance.write(
         provenance.Run(cfg["study"], inputs, manifest, records, PACKAGE.parents[1], cfg["snakemake"]), crate
     )

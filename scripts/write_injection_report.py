@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from saeflow import config
+from saeflow.config.images import N_CLASSES, Classifiers
+from saeflow.config.injection import Injection
 from saeflow.publish import goals, injection_report
 from saeflow.rule import run
 
@@ -19,8 +20,8 @@ def main(*, tables: list[Path], figures: list[Path], about: list[Path], report: 
         older: the same under the name that the project's first scripts gave it.
         cfg: `study` and `dataset` (names), `pairs`, `injection` and `classifiers` (sections).
     """
-    spec = config.Injection.model_validate(cfg["injection"])
-    networks = config.Classifiers.model_validate(cfg["classifiers"])
+    spec = Injection.model_validate(cfg["injection"])
+    networks = Classifiers.model_validate(cfg["classifiers"])
     target, source = (networks.roles[role].classes for role in (spec.target, spec.source))
     task = {
         "dataset": cfg["dataset"],
@@ -35,7 +36,7 @@ def main(*, tables: list[Path], figures: list[Path], about: list[Path], report: 
         architectures=list(dict.fromkeys(name for pair in cfg["pairs"] for name in pair)),
         n_pairs=len(cfg["pairs"]),
         seeds=networks.seeds_of(spec.target),
-        unseen=[c for c in range(config.N_CLASSES[cfg["dataset"]]) if c not in (*target, *source)],
+        unseen=[c for c in range(N_CLASSES[cfg["dataset"]]) if c not in (*target, *source)],
         preservation=spec.preservation,
         synthetic_images=spec.synthetic_images,
         bootstrap=spec.bootstrap,

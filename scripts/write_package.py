@@ -6,7 +6,7 @@ A package that fails a check is an error: its name, and what is wrong, are in th
 import logging
 from pathlib import Path
 
-from saeflow.config_publish import Publish
+from saeflow.config.publish import Publish
 from saeflow.publish import feature_rows, package
 from saeflow.publish.identity import Identity, Release
 from saeflow.publish.verification import verify

@@ -12,11 +12,13 @@ import pandas as pd
 import yaml
 
 import write_crate
-from saeflow import config, config_paths, record, reproduce
+from saeflow import record, reproduce
+from saeflow.config import paths
+from saeflow.config.study import Study
 from saeflow.publish import crate_layout as layout
 
 
-def write(study: config.Study, folder: Path) -> Path:
+def write(study: Study, folder: Path) -> Path:
     """The crate of a study whose results are stand-ins: everything but their numbers is as `make crate` writes it."""
     results = folder / study.study
     (results / "tables").mkdir(parents=True)
@@ -31,7 +33,7 @@ def write(study: config.Study, folder: Path) -> Path:
     job |= {"processors": 2, "memory_mb": 4096, "gpus": [], "container": None, "versions": record.versions()}
     (results / "logs" / "train_saes.log").write_text(f"now INFO {record.__name__}: ran {json.dumps(job)}\n")
     crate = folder / f"{study.study}.crate.zip"
-    cfg = {"study": config_paths.without_files(study), "files": config_paths.files_of(study), "snakemake": "9.27.0"}
+    cfg = {"study": paths.without_files(study), "files": paths.files_of(study), "snakemake": "9.27.0"}
     write_crate.main(manifest=results / "MANIFEST.sha256", crate=crate, cfg=cfg)
     return crate
 

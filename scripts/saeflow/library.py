@@ -26,13 +26,23 @@ def modules_of(script: Path) -> list[str]:
 
 @cache
 def _imports(source: Path) -> tuple[Path, ...]:
-    """Files of the package that one file names in its import statements, wherever they stand."""
-    found = (
-        path
-        for node in _statements(ast.parse(source.read_text(encoding="utf-8")).body)
-        for path in _files(node, source)
-    )
+    """Files of the package that one file names in its import statements, wherever they stand, and those of the packages
+    that its registries read."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    found = [path for node in _statements(tree.body) for path in _files(node, source)]
+    found += [path for node in tree.body for path in _kinds(node)]
     return tuple(dict.fromkeys(found))
+
+
+def _kinds(node: ast.AST) -> Iterator[Path]:
+    """Files of the package that a `Registry("saeflow.…")` reads, where a statement makes one."""
+    call = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name | ast.Subscript | ast.Attribute) and call.args:
+        name = call.func.value if isinstance(call.func, ast.Subscript) else call.func
+        package = call.args[0]
+        if isinstance(name, ast.Name) and name.id == "Registry" and isinstance(package, ast.Constant):
+            yield from _files_of(package.value)
+            yield from sorted(PACKAGE.joinpath(*package.value.split(".")[1:]).glob("*.py"))
 
 
 def _statements(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:

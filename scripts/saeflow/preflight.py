@@ -3,7 +3,7 @@
 A check is a function that gives a line for each thing that is missing or does not fit; it is on the list by its
 decorator. Those that need torch or WordNet run in a process of their own (`python -m saeflow.preflight`), so that
 Snakemake's stays light; an answer without a mistake is remembered beside Snakemake's own notes, by all that it depends
-on. What is known from the study alone is in `saeflow.config_checks`.
+on. What is known from the study alone is in `saeflow.config.checks`.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from saeflow import extras, tracking
-from saeflow.config import ConfigError, Study
+from saeflow.config.sections import ConfigError
+from saeflow.config.study import Study
 from saeflow.datasets import concept_texts, corpus, files, texts
 from saeflow.datasets.hierarchy import Hierarchy
 from saeflow.models import language_files

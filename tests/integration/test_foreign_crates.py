@@ -22,7 +22,9 @@ from audit.sitecustomize import watching
 from foreign_crates import Forgery, write
 from safetensors.torch import save_file
 
-from saeflow import config
+from saeflow.config.reading import load, parse
+from saeflow.config.sections import ConfigError
+from saeflow.config.study import Tolerances
 from saeflow.publish import crate_archive, crate_metadata, reproduction
 from saeflow.publish import crate_layout as layout
 from saeflow.publish.crate_metadata import CrateError
@@ -75,7 +77,7 @@ def crates(tmp_path_factory, makers) -> dict[str, Path]:
             "inversion": {"explanation": {"endpoint": endpoint}},
         },
     }
-    return {name: write(config.parse({"study": name} | content), folder) for name, content in studies.items()}
+    return {name: write(parse({"study": name} | content), folder) for name, content in studies.items()}
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def again(tmp_path) -> Path:
 
 def refused(crate: Path, again: Path, said: str, **wishes: object) -> None:
     """The crate is refused for this reason, before anything is done outside of the folder to build in."""
-    with watching() as notes, pytest.raises((CrateError, config.ConfigError, ValueError), match="(?s)" + said) as error:
+    with watching() as notes, pytest.raises((CrateError, ConfigError, ValueError), match="(?s)" + said) as error:
         reproduction.receive(crate, again, **wishes)
     inside = (f"write {again.resolve()}", f"write {again.resolve().parent}/.crate-", "exec ")
     assert [note for note in notes if not note.startswith(inside)] == []
@@ -115,7 +117,7 @@ def test_honest_crates_are_received(crates, makers, tmp_path):
     assert "byte by byte" in reproduction.receive(crates["images"], tmp_path / "a")
     said = reproduction.receive(crates["language"], tmp_path / "b", files=makers)
     assert "byte by byte" in said
-    study = config.load(tmp_path / "b" / "study.yaml")
+    study = load(tmp_path / "b" / "study.yaml")
     assert study.language.models["m"].folder == makers[MODEL]
     assert list(study.language.concepts.files) == makers[CONCEPTS]
     with zipfile.ZipFile(crates["language"]) as archive:
@@ -160,7 +162,7 @@ def test_a_crate_does_not_switch_on_code_beside_a_model(forge, again, makers, tm
     refused(
         forgery.root, again, r"unexpected  language\.models\.m\.folder/evil\.py", files=makers, trust_remote_code=True
     )
-    honest = config.parse(
+    honest = parse(
         yaml.safe_load((forgery.root / layout.STUDY_FILE).read_text())
         | {"study": "trusting"}
         | {"language": {**_section(makers), "saes": {"variants": {"a": {"architecture": "topk", "d_sae": 8, "k": 2}}}}}
@@ -227,9 +229,9 @@ def test_tolerances_are_those_of_whoever_rebuilds_and_said(forge, again):
     said = reproduction.receive(forgery.root, again, compare="tables")
     assert "table by table, 0.001 relative tolerance, 1e-06 absolute" in said
     assert "the crate asks for 1 relative tolerance, 1 absolute, which is not taken" in said
-    assert config.load(again / "study.yaml").verify == config.Tolerances()
+    assert load(again / "study.yaml").verify == Tolerances()
     reproduction.receive(forgery.root, again, compare="tables", rtol=0.1)
-    assert config.load(again / "study.yaml").verify.rtol == 0.1
+    assert load(again / "study.yaml").verify.rtol == 0.1
 
 
 # What changes results is compared.
@@ -242,7 +244,7 @@ def test_tolerances_are_those_of_whoever_rebuilds_and_said(forge, again):
         "config/concepts/texts/formal.txt",
         "envs/requirements.lock",
         "envs/publish.yaml",
-        "scripts/saeflow/config.py",
+        "scripts/saeflow/config/study.py",
         "scripts/sitecustomize.py",
         "workflow/profiles/local/profile.yaml",
         "workflow/report/table.rst",

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from foreign_crates import Forgery
 
-from saeflow import config, record, reproduce
+from saeflow import record, reproduce
+from saeflow.config.reading import load
+from saeflow.config.sections import ConfigError
 from saeflow.publish import crate_layout as layout
 from saeflow.publish import reproduction
 
@@ -104,7 +106,7 @@ def test_a_crate_that_lacks_its_main_entity_does_not_conform(opened, validator, 
 
 
 def test_the_crate_holds_settings_locks_versions_machine_and_digests(workshop, opened):
-    assert config.load(opened / layout.STUDY_FILE) == config.load(workshop.study)
+    assert load(opened / layout.STUDY_FILE) == load(workshop.study)
     results = workshop.root / "results" / "smoke"
     assert (opened / layout.MANIFEST).read_bytes() == (results / "MANIFEST.sha256").read_bytes()
     assert (opened / "study" / "report.html").read_bytes() == (results / "report.html").read_bytes()
@@ -182,7 +184,7 @@ def test_another_machine_is_compared_table_by_table_and_told_why(workshop, tmp_p
     said = reproduction.receive(workshop.crate, tmp_path / "other")
     assert "table by table, 0.001 relative tolerance" in said
     assert "processor abacus, in the crate" in said
-    study = config.load(tmp_path / "other" / "study.yaml")
+    study = load(tmp_path / "other" / "study.yaml")
     assert study.reference == str((tmp_path / "other" / "crate" / "study").resolve())
 
 
@@ -227,7 +229,7 @@ def test_a_crate_whose_study_was_altered_is_refused(opened, tmp_path):
 
 
 def test_a_folder_of_data_is_refused_for_a_study_that_takes_none(opened, tmp_path):
-    with pytest.raises(config.ConfigError, match="data_dir: '/data' is of no use to 'digits'"):
+    with pytest.raises(ConfigError, match="data_dir: '/data' is of no use to 'digits'"):
         reproduction.receive(opened, tmp_path / "again", data_dir="/data")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from saeflow.config import ARCHITECTURES, Layers
+from saeflow.config.images import ARCHITECTURES, Layers
 from saeflow.models import classifiers
 from saeflow.models.classifiers import ClassifierError, StackedClassifier
 from saeflow.reproduce import sha256_file

@@ -8,9 +8,8 @@ import torch
 
 import capture_activations
 import train_classifiers
-from saeflow import config
 from saeflow.activations import ActivationStore
-from saeflow.config import ARCHITECTURES
+from saeflow.config.images import ARCHITECTURES, Activations, Classifiers, Data
 from saeflow.datasets import images
 from saeflow.datasets.images import ImageSplit
 from saeflow.models import classifiers
@@ -23,12 +22,12 @@ MEMBERS = [
     Member("full", tuple(range(10)), 0),
     Member("full", tuple(range(10)), 1),
 ]
-BRIEF = config.Classifiers(epochs=2)
+BRIEF = Classifiers(epochs=2)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return images.build(config.Data(), seed=0)
+    return images.build(Data(), seed=0)
 
 
 @pytest.fixture
@@ -53,14 +52,14 @@ def test_a_member_trained_in_a_stack_equals_the_one_trained_alone_to_the_bit(dig
 
 
 def test_the_default_settings_learn_the_digits(digits):
-    accuracies = train("SimpleNN", digits, MEMBERS[1:], config.Classifiers()).accuracies
+    accuracies = train("SimpleNN", digits, MEMBERS[1:], Classifiers()).accuracies
     assert all(accuracy.test > 0.965 for accuracy in accuracies)
     assert all(accuracy.train > 0.98 for accuracy in accuracies)
 
 
 def test_one_pass_over_mnist_gives_the_usual_accuracy(data_dir):
-    mnist = images.build(config.Data(name="mnist", data_dir=str(data_dir / "torchvision")))
-    assert train("FFN", mnist, MEMBERS[1:2], config.Classifiers(epochs=1)).accuracies[0].test > 0.95
+    mnist = images.build(Data(name="mnist", data_dir=str(data_dir / "torchvision")))
+    assert train("FFN", mnist, MEMBERS[1:2], Classifiers(epochs=1)).accuracies[0].test > 0.95
 
 
 def test_a_member_learns_from_its_own_classes_only(digits):
@@ -88,9 +87,7 @@ def test_accuracies_are_those_of_the_member_s_own_classes(digits):
 def test_the_root_seed_and_the_member_s_seed_and_classes_change_the_weights(digits):
     def weight(seed=0, **changes):
         member = Member(**({"role": "full", "classes": (0, 1, 2), "seed": 0} | changes))
-        return (
-            train("FFN", digits, [member], config.Classifiers(epochs=1), seed=seed).classifier.layers["logits"].weight
-        )
+        return train("FFN", digits, [member], Classifiers(epochs=1), seed=seed).classifier.layers["logits"].weight
 
     reference = weight()
     assert torch.equal(reference, weight(role="renamed"))
@@ -104,7 +101,7 @@ def test_a_class_without_images_is_refused(digits):
 
 
 def test_training_that_diverges_names_the_network_and_the_step_size(digits):
-    settings = config.Classifiers(epochs=1).model_copy(update={"learning_rate": 1e30})
+    settings = Classifiers(epochs=1).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(
         ClassifierError, match=r"FFN, role 'target', seed 0: training diverged; lower .* \(now 1e\+30\)"
     ):
@@ -114,11 +111,11 @@ def test_training_that_diverges_names_the_network_and_the_step_size(digits):
 def study(architecture="ConvNet", **activations):
     """Settings of both scripts."""
     roles = {"full": {"classes": list(range(10))}, "target": {"classes": [0, 1, 2, 3]}}
-    settings = config.Classifiers(epochs=1, seeds=(3, 5), roles=roles)
+    settings = Classifiers(epochs=1, seeds=(3, 5), roles=roles)
     return {
         "architecture": architecture,
         "classifiers": settings.model_dump(mode="json"),
-        "activations": config.Activations(**activations).model_dump(mode="json"),
+        "activations": Activations(**activations).model_dump(mode="json"),
         "seeds": [3, 5],
         "seed": 0,
         "device": "cpu",

@@ -12,9 +12,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from saeflow import config, config_document
-from saeflow.config_messages import right
-from saeflow.config_sections import each_file_once, each_once
+from saeflow.config import document
+from saeflow.config.document import PAGE, SCHEMA
+from saeflow.config.messages import right
+from saeflow.config.reading import load, parse, read
+from saeflow.config.sections import ConfigError, Section, each_file_once, each_once
+from saeflow.config.study import Study
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -44,7 +47,7 @@ def injection(**keys):
     "path", [ROOT / "config/config.yaml", *sorted((ROOT / "config/studies").glob("*.yaml"))], ids=str
 )
 def test_every_study_that_ships_is_valid(path):
-    assert config.load(path).study
+    assert load(path).study
 
 
 @pytest.mark.parametrize(
@@ -98,8 +101,8 @@ def test_every_study_that_ships_is_valid(path):
     ],
 )
 def test_a_mistake_is_named_with_its_value_and_what_would_be_right(bad, said):
-    with pytest.raises(config.ConfigError) as error:
-        config.parse(bad)
+    with pytest.raises(ConfigError) as error:
+        parse(bad)
     assert any(line.startswith(said) for line in str(error.value).splitlines()), str(error.value)
 
 
@@ -150,8 +153,8 @@ def model(**keys):
     ],
 )
 def test_a_mistake_in_the_language_section_is_named_too(bad, said):
-    with pytest.raises(config.ConfigError) as error:
-        config.parse(bad)
+    with pytest.raises(ConfigError) as error:
+        parse(bad)
     assert said in str(error.value)
 
 
@@ -276,33 +279,33 @@ LOW = {"precision": "bfloat16"}
     ],
 )
 def test_what_sections_ask_of_one_another_is_checked_before_any_job(bad, said):
-    with pytest.raises(config.ConfigError) as error:
-        config.parse(bad)
+    with pytest.raises(ConfigError) as error:
+        parse(bad)
     assert any(said in line for line in str(error.value).splitlines()), str(error.value)
 
 
 def test_what_only_a_stage_asks_is_no_mistake_without_it():
     stages = {"optimize": False, "explain": False}
-    assert config.parse(inverted(8, pipeline=stages))
-    assert config.parse(geometry(hierarchical=None, contexts={"select": 90_000}, interventions={"inner": "x"}))
-    assert config.parse(injection(few_shots=[500], methods=["ridge_regression"]))
-    assert config.parse(injection(concept_spaces={"k": 64, "sweep_architectures": 0}))
+    assert parse(inverted(8, pipeline=stages))
+    assert parse(geometry(hierarchical=None, contexts={"select": 90_000}, interventions={"inner": "x"}))
+    assert parse(injection(few_shots=[500], methods=["ridge_regression"]))
+    assert parse(injection(concept_spaces={"k": 64, "sweep_architectures": 0}))
 
 
 def test_hook_points_are_named_by_module_and_side():
-    found = config.parse(model(folder="f", hook_points=["a.b", {"module": "a.b", "side": "input"}]))
+    found = parse(model(folder="f", hook_points=["a.b", {"module": "a.b", "side": "input"}]))
     assert list(found.language.models["m"].hooks) == ["a.b", "a.b.input"]
 
 
 def test_all_mistakes_are_told_at_once():
-    with pytest.raises(config.ConfigError) as error:
-        config.parse(study(seed=-1, dataset={"name": "x"}, features={"top": 1}))
+    with pytest.raises(ConfigError) as error:
+        parse(study(seed=-1, dataset={"name": "x"}, features={"top": 1}))
     assert len(str(error.value).splitlines()) == 3
 
 
 def test_schema_and_page_of_keys_follow_the_types():
-    assert config_document.SCHEMA.read_text() == config_document.schema(), "run `make docs`"
-    assert config_document.PAGE.read_text() == config_document.page(), "run `make docs`"
+    assert SCHEMA.read_text() == document.schema(), "run `make docs`"
+    assert PAGE.read_text() == document.page(), "run `make docs`"
 
 
 def test_the_page_names_every_key_of_the_default_study():
@@ -312,10 +315,10 @@ def test_the_page_names_every_key_of_the_default_study():
             yield from keys(value)
 
     names = set(keys(yaml.safe_load((ROOT / "config/config.yaml").read_text())))
-    study = config.load(ROOT / "config/config.yaml")
+    study = load(ROOT / "config/config.yaml")
     names -= {*study.saes.variants, *study.classifiers.roles, *study.injection.sequence}
     names -= {*study.language.models, *study.language.saes.variants, *study.geometry.hierarchical.arms}
-    page = config_document.page()
+    page = document.page()
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
@@ -326,7 +329,7 @@ def annotations(annotation, metadata=(), path="study"):
         return
     limits = [limit for one in metadata for limit in (one.metadata if isinstance(one, FieldInfo) else [one])]
     yield annotation, limits, path
-    if isinstance(annotation, type) and issubclass(annotation, config.Section):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         for name, field in annotation.model_fields.items():
             yield from annotations(field.annotation, tuple(field.metadata), f"{path}.{name}")
     # What limits a list or a choice is no limit of what is in it.
@@ -336,7 +339,7 @@ def annotations(annotation, metadata=(), path="study"):
             yield from annotations(argument, inside, path)
 
 
-TYPES = list(annotations(config.Study))
+TYPES = list(annotations(Study))
 
 
 def test_no_list_of_a_study_may_name_a_thing_twice_but_the_layers_of_a_network():
@@ -427,8 +430,8 @@ def test_every_kind_of_type_is_one_that_messages_describe():
 )
 @pytest.mark.usefixtures("unchecked")
 def test_what_no_key_can_mean_is_refused_in_the_users_words(bad, said):
-    with pytest.raises(config.ConfigError) as error:
-        config.parse(bad)
+    with pytest.raises(ConfigError) as error:
+        parse(bad)
     assert any(line.startswith(said) for line in str(error.value).splitlines()), str(error.value)
     assert len(str(error.value)) < 1000
 
@@ -445,16 +448,16 @@ def test_what_no_key_can_mean_is_refused_in_the_users_words(bad, said):
 def test_a_day_that_is_none_is_refused(publish, said):
     bad = language()
     bad["language"]["publish"] = publish
-    with pytest.raises(config.ConfigError) as error:
-        config.parse(bad)
+    with pytest.raises(ConfigError) as error:
+        parse(bad)
     assert said in str(error.value)
 
 
 def test_two_ways_to_one_file_of_sentences_are_one():
     bad = language()
     bad["language"]["concepts"] = {"files": ["a/b.txt", "c.txt", "./a//b.txt"]}
-    with pytest.raises(config.ConfigError, match=r"files: names './a//b.txt' twice"):
-        config.parse(bad)
+    with pytest.raises(ConfigError, match=r"files: names './a//b.txt' twice"):
+        parse(bad)
 
 
 def test_a_file_says_its_values_as_people_write_them(tmp_path):
@@ -463,7 +466,7 @@ def test_a_file_says_its_values_as_people_write_them(tmp_path):
         "  training: {learning_rate: 1e-3, steps: 1e4, dead_after: 25_000, normalize: no}\n"
         "language:\n  models: {m: {id: a/b, revision: 2024-01-01, hook_points: [x]}}\n  publish: {date: 2024-02-29}\n"
     )
-    found = config.load(tmp_path / "s.yaml")
+    found = load(tmp_path / "s.yaml")
     assert (found.saes.variants["t"].d_sae, found.saes.variants["t"].k) == (64, 8)
     assert isinstance(found.saes.variants["t"].d_sae, int)
     training = found.saes.training
@@ -475,19 +478,17 @@ def test_a_file_says_its_values_as_people_write_them(tmp_path):
 @pytest.mark.parametrize("content", ["", "# nothing\n", "- a\n", "study\n", "12\n"])
 def test_a_file_without_keys_is_refused(tmp_path, content):
     (tmp_path / "s.yaml").write_text(content)
-    with pytest.raises(
-        config.ConfigError, match=r"s\.yaml: (is empty|holds .*); a study (has at least|is made of keys)"
-    ):
-        config.load(tmp_path / "s.yaml")
+    with pytest.raises(ConfigError, match=r"s\.yaml: (is empty|holds .*); a study (has at least|is made of keys)"):
+        load(tmp_path / "s.yaml")
 
 
 def test_a_study_is_the_same_after_it_was_written_and_read(tmp_path):
     for path in (ROOT / "config/config.yaml", *sorted((ROOT / "config/studies").glob("*.yaml"))):
-        found = config.load(path)
+        found = load(path)
         (tmp_path / "s.yaml").write_text(yaml.safe_dump(found.model_dump(mode="json")))
-        assert config.load(tmp_path / "s.yaml") == found
+        assert load(tmp_path / "s.yaml") == found
         (tmp_path / "s.json").write_text(found.model_dump_json(indent=1))
-        assert config.load(tmp_path / "s.json") == found
+        assert load(tmp_path / "s.json") == found
 
 
 def test_later_files_and_the_command_line_go_before_the_first(tmp_path):
@@ -495,7 +496,7 @@ def test_later_files_and_the_command_line_go_before_the_first(tmp_path):
     (tmp_path / "b.yaml").write_text("classifiers: {epochs: 5}\n")
     # Text in brackets is what Snakemake makes of --config.
     over = {"seed": 4, "classifiers": {"batch_size": "1e2"}, "injection": {"blind": "null"}}
-    found = config.read(tmp_path / "a.yaml", tmp_path / "b.yaml", over=over)
+    found = read(tmp_path / "a.yaml", tmp_path / "b.yaml", over=over)
     assert found == {
         "study": "s",
         "seed": 4,

@@ -21,7 +21,7 @@ from torchvision import datasets
 
 import build_dataset
 import download_dataset
-from saeflow import config
+from saeflow.config.images import N_CLASSES, Data
 from saeflow.datasets import files, images, published
 from saeflow.datasets.files import DatasetError, ImageSet
 
@@ -79,7 +79,7 @@ def write(folder, named):
 
 
 def build(folder, name="mnist"):
-    return images.build(config.Data(name=name, data_dir=str(folder)))
+    return images.build(Data(name=name, data_dir=str(folder)))
 
 
 @contextmanager
@@ -299,7 +299,7 @@ def test_a_data_folder_that_lacks_files_says_which(tmp_path, tiny):
     with pytest.raises(DatasetError, match=r"lacks t10k-labels-idx1-ubyte\.gz"):
         build(tmp_path)
     with pytest.raises(DatasetError, match=r"dataset\.data_dir: none given; mnist needs train-images-idx3-ubyte\.gz"):
-        images.build(config.Data(name="mnist"))
+        images.build(Data(name="mnist"))
 
 
 @pytest.mark.parametrize("locked", ["", "MNIST", "MNIST/raw", "MNIST/raw/train-labels-idx1-ubyte.gz"])
@@ -355,7 +355,7 @@ def test_every_part_has_a_digest_and_every_download_a_digest_in_torchvision_and_
         )
         assert spec.mirrors
         assert all(url.endswith("/") for url in spec.mirrors)
-    assert {"digits", *files.IMAGE_SETS} == set(config.N_CLASSES)
+    assert {"digits", *files.IMAGE_SETS} == set(N_CLASSES)
 
 
 def test_an_unknown_set_is_refused_with_a_suggestion():
@@ -412,5 +412,5 @@ def test_published_mnist_packed_anew_has_the_bytes_of_the_original(tmp_path, dat
         content = gzip.decompress(path.read_bytes())
         write(tmp_path, {path.name.replace("-idx", ".idx"): gzip.compress(content, 1, mtime=1)})
     for folder, name in ((original, "a.npz"), (tmp_path, "b.npz")):
-        images.build(config.Data(name="mnist", data_dir=str(folder))).save(tmp_path / name)
+        images.build(Data(name="mnist", data_dir=str(folder))).save(tmp_path / name)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import build_texts
-from saeflow import config
-from saeflow.config_language import Text
+from saeflow.config.language import Text
+from saeflow.config.reading import parse
+from saeflow.config.sections import ConfigError
 from saeflow.datasets import concept_texts, contexts, corpus, text_files, texts
 from saeflow.datasets.hierarchy import Hierarchy, HierarchyError
 
@@ -156,8 +157,8 @@ def test_each_line_can_be_a_document_and_empty_lines_can_divide(tmp_path):
     for separator in ("", "  ", "\t", "\n\n\n", "a\nb", "\ufeff--"):
         model = {"embedded": {}, "hook_points": ["model.layers.0"]}
         study = {"study": "s", "language": {"models": {"m": model}, "text": {"separator": separator}}}
-        with pytest.raises(config.ConfigError, match=r"text\.separator: .* give a line that can be seen, or \"\\n\""):
-            config.parse(study)
+        with pytest.raises(ConfigError, match=r"text\.separator: .* give a line that can be seen, or \"\\n\""):
+            parse(study)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from random_saes import random_sae
 
 from saeflow.activations import ActivationStore
-from saeflow.config_language import LanguageFeatures
+from saeflow.config.language import LanguageFeatures
 from saeflow.features import coactivation, dashboards, firing, logit_lens
 from saeflow.features.code_file import CodeFile
 from saeflow.features.text_contexts import windows

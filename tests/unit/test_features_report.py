@@ -11,8 +11,8 @@ from random_saes import random_sae
 
 import analyze_features
 import draw_feature_cards
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config import images
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.features.analysis import Context, Split, analyze
 from saeflow.features.report import COLUMNS, report
@@ -62,7 +62,7 @@ def study(tmp_path_factory):
 def run_analysis(study, folder):
     folder.mkdir()
     cfg = {
-        "features": config.Features(top_examples=20, pattern_examples=8, effect_examples=16).model_dump(mode="json"),
+        "features": images.Features(top_examples=20, pattern_examples=8, effect_examples=16).model_dump(mode="json"),
         "seeds": SEEDS,
         "variants": VARIANTS,
         "sae_seeds": SAE_SEEDS,
@@ -182,7 +182,7 @@ def test_an_sae_without_a_live_latent_is_analyzed_and_reported():
     split = Split(images.flatten(1), images, labels)
     sae = random_sae("jumprelu", 16, 8, dtype=torch.float32).replace(b_enc=torch.full((8,), -1e6))
     found = analyze(
-        sae, split, split, lambda x: x.flatten(1), lambda v: v[:, :3], Context.of(split, split, 3), config.Features(), 0
+        sae, split, split, lambda x: x.flatten(1), lambda v: v[:, :3], Context.of(split, split, 3), images.Features(), 0
     )
     content = report(found, {}, torch.arange(40))
     assert content["summary"]["dead_share"] == 1

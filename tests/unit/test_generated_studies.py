@@ -9,7 +9,8 @@ from generated_studies import studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saeflow import config
+from saeflow.config.reading import load
+from saeflow.config.sections import ConfigError
 
 PYTHON = re.compile(
     r"\b(None|True|False|dict|tuple|str|int|float|bool|NoneType|pydantic|Traceback|instance of|(Input|String) should)\b"
@@ -30,8 +31,8 @@ def test_a_study_is_read_or_refused_in_the_users_words_within_two_seconds(folder
     path.write_bytes(studies(random.Random(seed)))
     started = time.process_time()
     try:
-        config.load(path)
-    except config.ConfigError as error:
+        load(path)
+    except ConfigError as error:
         said = str(error)
         assert PYTHON.search(said) is None
         assert all(line.isprintable() and len(line) < 1500 for line in said.splitlines())

@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from transformers import GPT2LMHeadModel
 
-from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
+from saeflow.config.geometry import SCHEDULED, SHUFFLED, TEACHER
 from saeflow.geometry import comparison, contexts, interventions, spaces, steering_verdict, unembedding
 from saeflow.geometry.concepts import Concepts
 from saeflow.geometry.contexts import NONE, LabelledContexts

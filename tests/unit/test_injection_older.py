@@ -10,7 +10,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from saeflow import config
+from saeflow.config.images import Data, Layers
+from saeflow.config.injection import METHODS, Injection
 from saeflow.datasets import images
 from saeflow.injection.alignment import RIDGE, Affine
 from saeflow.injection.knowledge import Knowledge, KnowledgeError
@@ -47,7 +48,7 @@ OLDER = [
     "cross_architecture_vector",
     "aligned_spatial_transfer",
 ]
-SETTINGS = config.Injection(concept=4, lookalike=5)
+SETTINGS = Injection(concept=4, lookalike=5)
 VARIANTS = [variant for name in OLDER for variant in method(name).variants(SETTINGS)]
 TASK = Task((0, 1, 2, 3), (2, 3, 4, 5), concept=4, lookalike=5, n_classes=10)
 RIVALS = [2, 3, 5]
@@ -77,7 +78,7 @@ def saes(network, seed):
 
 @functools.cache
 def digits():
-    return images.build(config.Data(name="digits")).train
+    return images.build(Data(name="digits")).train
 
 
 def materials(source, target):
@@ -170,7 +171,7 @@ def test_weight_surgery_does_not_apply_to_unequal_architectures(variant):
 
 def test_the_methods_that_need_equal_architectures_are_those_of_weights():
     equal = {name for name in OLDER if method(name).equal_architectures}
-    assert equal == {name for name in OLDER if config.METHODS[name] in ("weight_selection", "pathways")}
+    assert equal == {name for name in OLDER if METHODS[name] in ("weight_selection", "pathways")}
 
 
 # Surgery
@@ -395,7 +396,7 @@ def test_the_selected_units_are_the_most_selective_of_the_source():
 
 
 def test_path_strengths_are_sums_over_paths():
-    source = StackedClassifier("tiny", (2, 2), 10, 1, config.Layers(hidden=(3, 4))).initialize([0])
+    source = StackedClassifier("tiny", (2, 2), 10, 1, Layers(hidden=(3, 4))).initialize([0])
     found = pathways.path_strengths(source, 4, None)
     middle, last = (source.layers[name].weight[0].detach().abs() for name in ("hidden2", "logits"))
     for i in range(3):

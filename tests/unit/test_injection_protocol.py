@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from saeflow import config
+from saeflow.config.images import Data
+from saeflow.config.injection import METHODS, SAE_METHODS, Distillation, Injection
 from saeflow.datasets import images
 from saeflow.datasets.doodles import doodles, fragments
 from saeflow.datasets.images import ImageSplit
@@ -43,13 +44,13 @@ from saeflow.injection.task import Task
 from saeflow.models.classifiers import StackedClassifier
 
 TASK = Task((0, 1, 2, 3), (2, 3, 4, 5), concept=4, lookalike=5, n_classes=10)
-SETTINGS = config.Injection(
+SETTINGS = Injection(
     concept=4,
     lookalike=5,
     synthetic_images=300,
     few_shots=(1, 3),
     bootstrap=50,
-    distillation=config.Distillation(hidden=16, steps=5, fragments=300, own_images=100),
+    distillation=Distillation(hidden=16, steps=5, fragments=300, own_images=100),
 )
 MINE = (
     "references",
@@ -68,7 +69,7 @@ def network(architecture="SimpleNN", seed=0, n_members=2):
 
 @pytest.fixture(scope="module")
 def data():
-    return images.build(config.Data(calibration_share=0.2))
+    return images.build(Data(calibration_share=0.2))
 
 
 @pytest.fixture
@@ -667,7 +668,7 @@ def test_dropping_lookalike_inputs_leaves_out_what_the_source_calls_the_concept(
 
 
 def test_every_method_of_the_config_is_registered_under_its_name():
-    for name in config.METHODS:
+    for name in METHODS:
         found = method(name)
         variants = found.variants(SETTINGS)
         assert found.name == name
@@ -676,11 +677,11 @@ def test_every_method_of_the_config_is_registered_under_its_name():
         assert len({variant.label for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("name", config.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_reads_concept_saes_if_and_only_if_its_job_gets_them(name):
     source = inspect.getsource(inspect.getmodule(method(name)))
     reads = "concept_saes(" in source
-    if reads != (name in config.SAE_METHODS):
+    if reads != (name in SAE_METHODS):
         pytest.fail(f"{name} reads concept SAEs: {reads}; config.SAE_METHODS says otherwise")
 
 

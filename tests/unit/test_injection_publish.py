@@ -12,7 +12,9 @@ import pytest
 import gather_injection
 import write_injection_report
 import write_older_names
-from saeflow import config, reproduce
+from saeflow import reproduce
+from saeflow.config.injection import METHODS
+from saeflow.config.reading import parse
 from saeflow.injection.knowledge import Knowledge, tier_name
 from saeflow.publish import goals, injection_figures, injection_report, older_numbers, report, style
 from saeflow.publish import injection_tables as tables
@@ -42,7 +44,7 @@ NOWHERE = "direct_weight_copy"  # as if it applied to no pair
 def about() -> list[dict]:
     """Every method of the project: one with a sweep, one of references, some for equal architectures only."""
     contents = []
-    for i, name in enumerate(config.METHODS):
+    for i, name in enumerate(METHODS):
         site = ("last.post", "first.post", "weights")[i % 3]
         variants = [("", TIERS[i % len(TIERS)])]
         if name == "dimension_scaling":
@@ -184,7 +186,7 @@ def test_a_sweep_is_sorted_by_its_number_and_kept_apart_by_tier(made):
 
 def test_the_front_is_what_brute_force_finds(made):
     rows = made["pareto"]
-    assert set(rows["method"]) == set(config.METHODS) - {"references", NOWHERE}
+    assert set(rows["method"]) == set(METHODS) - {"references", NOWHERE}
     for i, a in rows.iterrows():
         rivals = [b for j, b in rows.iterrows() if j != i and b["keeps"] and b["penultimate"] == a["penultimate"]]
         beaten = any(b["transfer"] >= a["transfer"] and b["specificity"] <= a["specificity"] for b in rivals)
@@ -229,7 +231,7 @@ def test_a_verdict_follows_the_stated_rule(rows, verdicts):
 @pytest.mark.parametrize("other", [{"dataset": "fashion_mnist"}, {"concept": 5, "lookalike": 4}])
 def test_another_task_has_no_older_numbers_and_no_goals(other):
     task = {"dataset": "mnist", **TASK}
-    assert set(older_numbers.of_task(**task)) <= set(config.METHODS)
+    assert set(older_numbers.of_task(**task)) <= set(METHODS)
     assert len(goals.of_task(**task)) == 3
     assert older_numbers.of_task(**task | other) == {}
     assert goals.of_task(**task | other) == []
@@ -319,7 +321,7 @@ def test_the_older_names_hold_the_rows_of_their_method(tmp_path, folder, made):
     rows = made["measures"].query("method == 'precomputed_alignment'")
     assert [row["transfer"] for row in content["measures"]] == rows["transfer"].tolist()
     assert content["summary"][0]["transfer_blind_source"] is None
-    assert json.loads((tmp_path / "master.json").read_text())["methods"] == sorted(config.METHODS)
+    assert json.loads((tmp_path / "master.json").read_text())["methods"] == sorted(METHODS)
 
 
 def test_the_study_report_links_to_the_injection_report(tmp_path, made):
@@ -327,7 +329,7 @@ def test_the_study_report_links_to_the_injection_report(tmp_path, made):
     networks = pd.DataFrame({"architecture": ["A"], "role": ["target"], "test_accuracy": [0.9]})
     pictures = {"classifiers": report.picture(tmp_path / "figures" / "classifiers.svg", page, "caption")}
     part = report.Injection("injection/report.md", injection_report.best(made["summary"]), pictures["classifiers"])
-    study = config.parse(
+    study = parse(
         {
             "study": "s",
             "dataset": {"name": "mnist", "data_dir": "d", "calibration_share": 0.1},

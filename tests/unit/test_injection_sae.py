@@ -10,7 +10,9 @@ from sklearn.covariance import OAS
 from sklearn.linear_model import Ridge
 from torch.distributions import MultivariateNormal
 
-from saeflow import config
+from saeflow.config.images import Classifiers, Layers
+from saeflow.config.injection import ConceptSpaces, Injection
+from saeflow.config.saes import Training
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection import concept_saes, densities
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
@@ -41,15 +43,15 @@ METHODS = (
     "continual_injection",
 )
 N_MEMBERS = 2
-SPACES = config.ConceptSpaces(
+SPACES = ConceptSpaces(
     d_sae=16,
     k=4,
     sizes=(8, 16),
     sparsities=(2, 4),
     sweep_architectures=3,
-    training=config.Training(steps=20, batch_size=32, warmup_steps=5, sparsity_warmup_steps=0),
+    training=Training(steps=20, batch_size=32, warmup_steps=5, sparsity_warmup_steps=0),
 )
-SETTINGS = config.Injection(
+SETTINGS = Injection(
     concept=4, lookalike=5, blind=None, sequence={5: "source"}, synthetic_images=60, concept_spaces=SPACES
 )
 CLASSES = {"target": (0, 1, 2, 3), "source": (2, 3, 4, 5)}
@@ -79,7 +81,7 @@ def networks():
     layers = {"SimpleNN": (12, 8), "WideNN": (24, 12), "DeepNN": (12, 10, 8)}
     return {
         role: {
-            name: StackedClassifier(name, (8, 8), 10, N_MEMBERS, config.Layers(hidden=hidden))
+            name: StackedClassifier(name, (8, 8), 10, N_MEMBERS, Layers(hidden=hidden))
             .initialize([100 * i + 10 * j + k for k in range(N_MEMBERS)])
             .requires_grad_(False)
             for j, (name, hidden) in enumerate(layers.items())
@@ -454,7 +456,7 @@ def test_the_rule_trains_the_saes_of_every_role(images, tmp_path):
 
     dataset = tmp_path / "images.npz"
     ImageDataset("digits", 10, images, images[:0], images).save(dataset)
-    section = config.Classifiers(
+    section = Classifiers(
         architectures=("SimpleNN",),
         roles={
             **{role: {"classes": classes} for role, classes in CLASSES.items()},
@@ -490,7 +492,7 @@ def test_concept_saes_that_diverge_are_told_with_what_to_change(networks, images
 
 
 def test_a_network_that_computes_no_numbers_is_named(networks, images):
-    broken = StackedClassifier("SimpleNN", (8, 8), 10, N_MEMBERS, config.Layers(hidden=(12, 8)))
+    broken = StackedClassifier("SimpleNN", (8, 8), 10, N_MEMBERS, Layers(hidden=(12, 8)))
     broken.initialize(list(range(N_MEMBERS))).requires_grad_(False)
     for parameter in broken.parameters():
         parameter[1] = float("nan")

@@ -12,7 +12,7 @@ from random_saes import random_sae
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.inversion.optimization import baselines, candidates, epo, front, gcg, measures, soft
 from saeflow.inversion.optimization.objective import BACKWARD, Objective, ObjectiveError, Readout
 from saeflow.inversion.optimization.vocabulary import Vocabulary, VocabularyError

@@ -11,10 +11,11 @@ import tiny_models
 import torch
 from random_saes import random_sae
 
-from saeflow import config
 from saeflow.activations import ActivationStore
-from saeflow.config_inversion import Inversion
-from saeflow.config_language import Hook
+from saeflow.config.inversion import Inversion
+from saeflow.config.language import Hook
+from saeflow.config.reading import parse
+from saeflow.config.sections import ConfigError
 from saeflow.datasets.contexts import pack
 from saeflow.inversion import pipeline
 from saeflow.inversion.explanations import readings
@@ -190,14 +191,14 @@ def test_a_section_that_cannot_be_is_refused(section, said):
         "models": {"m": {"embedded": {}, "hook_points": ["model.layers.0"]}},
         "saes": {"variants": {"a": {"architecture": "topk", "d_sae": 8, "k": 2}}},
     }
-    with pytest.raises(config.ConfigError, match=re.escape(said)):
-        config.parse({"study": "s", "language": language, "inversion": section})
-    assert config.parse({"study": "s", "language": language, "inversion": {}}).inversion
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse({"study": "s", "language": language, "inversion": section})
+    assert parse({"study": "s", "language": language, "inversion": {}}).inversion
 
 
 def test_inversion_without_saes_of_text_is_refused():
-    with pytest.raises(config.ConfigError, match=r"inversion: is of SAEs of language models"):
-        config.parse({"study": "s", "inversion": {}})
+    with pytest.raises(ConfigError, match=r"inversion: is of SAEs of language models"):
+        parse({"study": "s", "inversion": {}})
 
 
 def test_a_heat_map_shows_of_a_long_text_the_tokens_up_to_the_highest():

@@ -7,7 +7,7 @@ import language_families
 import pytest
 import torch
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.features import logit_lens
 from saeflow.models import module_maps
 

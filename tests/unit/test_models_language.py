@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from saeflow.activations import ActivationStore, Part, PartWriter
-from saeflow.config_language import EmbeddedModel, Hook
+from saeflow.config.language import EmbeddedModel, Hook
 from saeflow.datasets import contexts, texts
 from saeflow.models import causality, hook_points, language, language_capture, language_files, language_training
 

@@ -13,8 +13,10 @@ import pytest
 import tiny_models
 import torch
 
-from saeflow import config, preflight
-from saeflow.config_language import EmbeddedModel, Hook
+from saeflow import preflight
+from saeflow.config.language import EmbeddedModel, Hook
+from saeflow.config.reading import parse
+from saeflow.config.sections import ConfigError
 from saeflow.datasets import corpus
 from saeflow.datasets.hierarchy import Hierarchy
 from saeflow.models import language_outline, language_training
@@ -42,7 +44,7 @@ def language(models=None, **keys):
     models = models or {"m": {"embedded": {}, "hook_points": ["model.layers.0"]}}
     sections = {"models": models, "saes": {"variants": {"b": BATCHTOPK}}}
     more = {key: keys.pop(key) for key in ("geometry", "inversion", "reference") if key in keys}
-    return config.parse({"study": "s", "classifiers": {"architectures": []}, "language": sections | keys} | more)
+    return parse({"study": "s", "classifiers": {"architectures": []}, "language": sections | keys} | more)
 
 
 def of_folder(folder, hooks=("model.layers.0",), **keys):
@@ -52,7 +54,7 @@ def of_folder(folder, hooks=("model.layers.0",), **keys):
 def said(study) -> list[str]:
     try:
         return [f"note: {note}" for note in preflight.look(study, ROOT)]
-    except config.ConfigError as error:
+    except ConfigError as error:
         return str(error).splitlines()
 
 

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import SAEs, TopK
 from saeflow.models.classifiers import StackedClassifier
 from saeflow.models.splicing import SplicedOutput
 from saeflow.sae import architectures, fitting, formats
@@ -26,11 +26,11 @@ def store(path, seed=0, n=1500, d=12, n_atoms=24):
     return ActivationStore.open(path)
 
 
-def saes(**variants) -> config.SAEs:
+def saes(**variants) -> SAEs:
     training = {"steps": 250, "batch_size": 128, "learning_rate": 5e-3, "warmup_steps": 10, "sparsity_warmup_steps": 50}
     penalties = {name: spec["penalty"] for name, spec in variants.items() if "penalty" in spec}
     within = {name: spec | {"penalty": 1.0} if name in penalties else spec for name, spec in variants.items()}
-    study = config.SAEs.model_validate({"variants": within, "training": training})
+    study = SAEs.model_validate({"variants": within, "training": training})
     # Tests have penalties beyond what a study may ask for, so that a training diverges.
     given = {name: study.variants[name].model_copy(update={"penalty": penalty}) for name, penalty in penalties.items()}
     return study.model_copy(update={"variants": study.variants | given})
@@ -300,7 +300,7 @@ def test_curves_have_a_row_per_recorded_step(fitted):
 def test_the_loss_of_the_spliced_output_is_kl_and_its_gradient_is_autograds():
     networks = StackedClassifier("SimpleNN", (4, 4), 3, n_members=2).initialize([0, 1]).double()
     splice = SplicedOutput(networks, "last.pre")
-    spec = config.TopK(architecture="topk", d_sae=4, k=1, splice_kl=1)
+    spec = TopK(architecture="topk", d_sae=4, k=1, splice_kl=1)
     members = [Member("a", spec, 0, store=1), Member("b", spec, 0, store=0)]
     x, x_hat = torch.randn(2, 2, 7, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     loss, gradient = splice(x_hat, x, members)

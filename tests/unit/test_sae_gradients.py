@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saeflow import config
+from saeflow.config.saes import BatchTopK, Gated, JumpReLU, MatryoshkaBatchTopK, ReLU, TopK
 from saeflow.sae import dead as dead_latents
 from saeflow.sae.dead import DeadLatents
 from saeflow.sae.gradients import mean_of
@@ -12,17 +12,16 @@ from saeflow.sae.objectives import base, objective_of
 D_IN, D_SAE, BATCH = 12, 40, 96
 
 SPECS = {
-    "relu": [config.ReLU(architecture="relu", d_sae=D_SAE, penalty=p) for p in (0.3, 0.7)],
-    "topk": [config.TopK(architecture="topk", d_sae=D_SAE, k=k) for k in (5, 3)],
-    "batchtopk": [config.BatchTopK(architecture="batchtopk", d_sae=D_SAE, k=k) for k in (4, 6)],
+    "relu": [ReLU(architecture="relu", d_sae=D_SAE, penalty=p) for p in (0.3, 0.7)],
+    "topk": [TopK(architecture="topk", d_sae=D_SAE, k=k) for k in (5, 3)],
+    "batchtopk": [BatchTopK(architecture="batchtopk", d_sae=D_SAE, k=k) for k in (4, 6)],
     "matryoshka": [
-        config.MatryoshkaBatchTopK(architecture="matryoshka", d_sae=D_SAE, k=k, prefixes=(6, 15, D_SAE)) for k in (4, 6)
+        MatryoshkaBatchTopK(architecture="matryoshka", d_sae=D_SAE, k=k, prefixes=(6, 15, D_SAE)) for k in (4, 6)
     ],
     "jumprelu": [
-        config.JumpReLU(architecture="jumprelu", d_sae=D_SAE, penalty=p, bandwidth=w)
-        for p, w in ((0.3, 0.4), (0.5, 0.2))
+        JumpReLU(architecture="jumprelu", d_sae=D_SAE, penalty=p, bandwidth=w) for p, w in ((0.3, 0.4), (0.5, 0.2))
     ],
-    "gated": [config.Gated(architecture="gated", d_sae=D_SAE, penalty=p) for p in (0.3, 0.7)],
+    "gated": [Gated(architecture="gated", d_sae=D_SAE, penalty=p) for p in (0.3, 0.7)],
 }
 
 
@@ -46,26 +45,26 @@ def plain_loss(spec, q, x, warmup=1.0, dead=None):
     """One member's loss as its paper writes it."""
     centered = x - q["b_dec"]
     h = centered @ q["W_enc_T"].T
-    p = h + q["b_gate" if isinstance(spec, config.Gated) else "b_enc"]
+    p = h + q["b_gate" if isinstance(spec, Gated) else "b_enc"]
     penalty, ends = 0.0, (spec.d_sae,)
     match spec:
-        case config.ReLU():
+        case ReLU():
             z = p.relu()
             penalty = spec.penalty * warmup * (z * q["W_dec"].detach().norm(dim=1)).sum(1).mean()
-        case config.TopK():
+        case TopK():
             values, indices = p.relu().topk(spec.k, dim=1)
             z = torch.zeros_like(p).scatter(1, indices, values)
-        case config.BatchTopK() | config.MatryoshkaBatchTopK():
+        case BatchTopK() | MatryoshkaBatchTopK():
             values, indices = p.relu().flatten().topk(spec.k * len(x))
             z = torch.zeros_like(p).flatten().scatter(0, indices, values).view_as(p)
             ends = getattr(spec, "prefixes", ends)
-        case config.JumpReLU():
+        case JumpReLU():
             t = q["log_threshold"].exp()
             step = _Step.apply(p, t, spec.bandwidth)
             # The step's gradient with respect to p is left out, so p enters the value as a factor only.
             z = p * (p > t) + (_Step.apply(p.detach(), t, spec.bandwidth) - (p > t).to(p)) * t.detach()
             penalty = spec.penalty * warmup * step.sum(1).mean()
-        case config.Gated():
+        case Gated():
             gate = (p > 0).to(p.dtype)
             z = gate * (h * q["r_mag"].exp() + q["b_mag"]).relu()
             frozen = p.relu() @ q["W_dec"].detach() + q["b_dec"].detach()

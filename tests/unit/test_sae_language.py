@@ -9,9 +9,9 @@ import torch
 from random_saes import random_sae
 from torch.nn.functional import cross_entropy
 
-from saeflow import config
 from saeflow.activations import ActivationStore
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
+from saeflow.config.saes import ReLU, SparseAutoencoder, TopK, Training
 from saeflow.datasets import contexts
 from saeflow.models import language
 from saeflow.sae import health, language_metrics
@@ -99,15 +99,15 @@ def test_a_loss_that_is_no_number_is_told(model, batch):
         language_metrics.cross_entropies(model, [batch], "x", HOOK, {"nan": lambda x: x * float("nan")})
 
 
-def trained(spec: config.SparseAutoencoder, **changes):
+def trained(spec: SparseAutoencoder, **changes):
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     settings = {"steps": 60, "batch_size": 50, "warmup_steps": 0, "sparsity_warmup_steps": 0, "dead_after": 500}
-    training = config.Training(**settings | changes)
+    training = Training(**settings | changes)
     return train(ActivationStore.from_array(x), [Member("one", spec, 0)], training)[0], training
 
 
 def test_an_sae_that_died_is_told_with_its_penalty_and_what_to_try():
-    spec = config.ReLU(architecture="relu", d_sae=16, penalty=500, dead_latents="none")
+    spec = ReLU(architecture="relu", d_sae=16, penalty=500, dead_latents="none")
     result, training = trained(spec, learning_rate=0.05)
     with pytest.raises(health.DeadSAEError) as error:
         health.check(result, training)
@@ -116,13 +116,13 @@ def test_an_sae_that_died_is_told_with_its_penalty_and_what_to_try():
 
 
 def test_an_sae_that_lives_is_let_pass(caplog):
-    result, training = trained(config.TopK(architecture="topk", d_sae=16, k=4))
+    result, training = trained(TopK(architecture="topk", d_sae=16, k=4))
     assert health.check(result, training) is result
     assert not [record for record in caplog.records if record.name == health.__name__]
 
 
 def test_many_dead_latents_are_warned_of(caplog):
-    result, training = trained(config.TopK(architecture="topk", d_sae=16, k=4))
+    result, training = trained(TopK(architecture="topk", d_sae=16, k=4))
     curves = result.curves | {"dead_share": [*result.curves["dead_share"][:-1], 0.4]}
     assert health.check(dataclasses.replace(result, curves=curves), training)
     assert "40% of 16 latents have not fired" in caplog.text

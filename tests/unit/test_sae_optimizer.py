@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saeflow import config
+from saeflow.config.saes import ReLU, TopK, Training
 from saeflow.sae import optimizer
 from saeflow.sae.gradients import Gradients, RowGradient
 from saeflow.sae.optimizer import Adam
@@ -95,15 +95,15 @@ def test_one_second_moment_per_latent_changes_only_matrices():
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        (config.TopK(architecture="topk", d_sae=8192, k=32), "latent"),
-        (config.TopK(architecture="topk", d_sae=8191, k=32), "element"),
-        (config.ReLU(architecture="relu", d_sae=8192, target_l0=32), "element"),
+        (TopK(architecture="topk", d_sae=8192, k=32), "latent"),
+        (TopK(architecture="topk", d_sae=8191, k=32), "element"),
+        (ReLU(architecture="relu", d_sae=8192, target_l0=32), "element"),
     ],
 )
 def test_large_saes_of_a_given_number_of_latents_keep_one_second_moment_per_latent(variant, expected):
-    assert config.Training().second_moment_of(variant) == expected
+    assert Training().second_moment_of(variant) == expected
     for chosen in MODES:
-        assert config.Training(second_moment=chosen).second_moment_of(variant) == chosen
+        assert Training(second_moment=chosen).second_moment_of(variant) == chosen
 
 
 def test_one_second_moment_per_latent_turns_with_the_activations():

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import saeflow
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import SAEs
 from saeflow.sae import fitting, sharing
 
 N_STORES = 2
 
 
-def saes(shards=1, **training) -> config.SAEs:
+def saes(shards=1, **training) -> SAEs:
     """Two kinds of two k each, and two that are searched for; sizes that no vector register divides."""
     common = {"steps": 40, "batch_size": 50, "learning_rate": 5e-3, "warmup_steps": 5, "sparsity_warmup_steps": 10}
     variants = {
@@ -26,9 +26,7 @@ def saes(shards=1, **training) -> config.SAEs:
         "relu": {"architecture": "relu", "d_sae": 30, "target_l0": 11},
         "relu_given": {"architecture": "relu", "d_sae": 30, "penalty": 0.5},
     }
-    return config.SAEs.model_validate(
-        {"variants": variants, "seeds": [0, 3], "training": common | training, "shards": shards}
-    )
+    return SAEs.model_validate({"variants": variants, "seeds": [0, 3], "training": common | training, "shards": shards})
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5, 100])
@@ -48,7 +46,7 @@ def test_one_job_has_all_saes_in_the_studys_order():
 
 
 def test_a_study_without_saes_has_no_job():
-    assert sharing.jobs(config.SAEs(), N_STORES, "cpu") == []
+    assert sharing.jobs(SAEs(), N_STORES, "cpu") == []
 
 
 def test_stacks_hold_saes_of_one_size_searched_or_given():
@@ -58,7 +56,7 @@ def test_stacks_hold_saes_of_one_size_searched_or_given():
 
 
 def test_large_saes_are_each_a_stack_so_that_any_number_of_jobs_can_share_them():
-    spec = config.SAEs.model_validate(
+    spec = SAEs.model_validate(
         {
             "variants": {"topk": {"architecture": "topk", "d_sae": 1 << 14, "k": 3}},
             "seeds": list(range(6)),
@@ -72,7 +70,7 @@ def test_large_saes_are_each_a_stack_so_that_any_number_of_jobs_can_share_them()
 
 def test_jobs_have_about_the_same_to_do():
     sizes = {f"s{i}": {"architecture": "topk", "d_sae": 1024 * (i + 1), "k": 3} for i in range(8)}
-    spec = config.SAEs.model_validate({"variants": sizes, "shards": 3})
+    spec = SAEs.model_validate({"variants": sizes, "shards": 3})
     totals = [sum(spec.variants[key.variant].d_sae for key in job) for job in sharing.jobs(spec, 1, "cpu")]
     assert sum(totals) == 1024 * 36
     # Graham's bound for the costliest first, over the best split, 12 * 1024 each.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from test_sae_gradients import plain_loss
 
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import BatchTopK, Gated, JumpReLU, MatryoshkaBatchTopK, ReLU, TopK, Training
 from saeflow.reproduce import child_seed
 from saeflow.sae import precision, trainer
 from saeflow.sae.initialization import Normalization, initial_parameters
@@ -25,12 +25,12 @@ from saeflow.sae.trainer import TrainedSAE, plan, train
 D_IN, D_SAE, N = 16, 48, 2000
 
 VARIANTS = {
-    "relu": config.ReLU(architecture="relu", d_sae=D_SAE, penalty=0.5),
-    "gated": config.Gated(architecture="gated", d_sae=D_SAE, penalty=0.5),
-    "jumprelu": config.JumpReLU(architecture="jumprelu", d_sae=D_SAE, penalty=0.2, bandwidth=0.3),
-    "topk": config.TopK(architecture="topk", d_sae=D_SAE, k=4),
-    "batchtopk": config.BatchTopK(architecture="batchtopk", d_sae=D_SAE, k=4),
-    "matryoshka": config.MatryoshkaBatchTopK(architecture="matryoshka", d_sae=D_SAE, k=4, prefixes=(8, 20, D_SAE)),
+    "relu": ReLU(architecture="relu", d_sae=D_SAE, penalty=0.5),
+    "gated": Gated(architecture="gated", d_sae=D_SAE, penalty=0.5),
+    "jumprelu": JumpReLU(architecture="jumprelu", d_sae=D_SAE, penalty=0.2, bandwidth=0.3),
+    "topk": TopK(architecture="topk", d_sae=D_SAE, k=4),
+    "batchtopk": BatchTopK(architecture="batchtopk", d_sae=D_SAE, k=4),
+    "matryoshka": MatryoshkaBatchTopK(architecture="matryoshka", d_sae=D_SAE, k=4, prefixes=(8, 20, D_SAE)),
 }
 
 
@@ -47,9 +47,9 @@ def store() -> ActivationStore:
     return ActivationStore.from_array(sparse_mixture())
 
 
-def settings(**changes) -> config.Training:
+def settings(**changes) -> Training:
     common = {"steps": 60, "batch_size": 128, "warmup_steps": 5, "sparsity_warmup_steps": 10, "dead_after": 2000}
-    return config.Training(**(common | changes))
+    return Training(**(common | changes))
 
 
 def tensors(result: TrainedSAE) -> dict[str, torch.Tensor]:
@@ -433,7 +433,7 @@ def test_curves_have_a_point_for_every_recorded_step(store):
     ("member", "problem"),
     [
         (Member("a", VARIANTS["topk"], 0, store=2), "a: store 2, but there are 1"),
-        (Member("b", config.ReLU(architecture="relu", d_sae=8, target_l0=2), 0), "b: penalty is not set; calibrate"),
+        (Member("b", ReLU(architecture="relu", d_sae=8, target_l0=2), 0), "b: penalty is not set; calibrate"),
         (Member("c", VARIANTS["topk"].model_copy(update={"splice_kl": 1.0}), 0), "c: splice_kl is 1"),
     ],
 )

@@ -22,9 +22,13 @@ from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
 import draw_feature_cards
-from saeflow import command_line, config, rule
+from saeflow import command_line, rule
 from saeflow.activations import ActivationStore, StoreError
 from saeflow.catalog import database
+from saeflow.config.reading import load, parse
+from saeflow.config.saes import TopK, Training
+from saeflow.config.sections import Architecture, ConfigError, HookPoint, Name
+from saeflow.config.study import Study
 from saeflow.datasets.images import DatasetError, ImageDataset
 from saeflow.models import classifiers
 from saeflow.models.language_files import snapshot_name
@@ -187,8 +191,8 @@ def test_a_checkpoint_that_is_a_pickle_is_not_taken_up(tmp_path, payload, caplog
     path = tmp_path / "state.checkpoint"
     with path.open("wb") as file:
         torch.save({"state": payload}, file)
-    spec = config.TopK(architecture="topk", d_sae=8, k=2)
-    training = config.Training(steps=2, batch_size=8, warmup_steps=0, sparsity_warmup_steps=0)
+    spec = TopK(architecture="topk", d_sae=8, k=2)
+    training = Training(steps=2, batch_size=8, warmup_steps=0, sparsity_warmup_steps=0)
     store = ActivationStore.from_array(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
     train(store, [Member("a", spec, 0)], training, checkpoint=path)
     assert f"{path}: truncated or no checkpoint" in caplog.text
@@ -221,8 +225,8 @@ def study_file(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir"])
 def test_a_study_with_a_python_object_is_refused_by_us_and_by_snakemake(tmp_path, tag):
     path = study_file(tmp_path, f"study: !!python/{tag} ['{tmp_path / 'it-ran'}']\n")
-    with pytest.raises(config.ConfigError, match="line 1, column 8: the tag '!!python/object"):
-        config.load(path)
+    with pytest.raises(ConfigError, match="line 1, column 8: the tag '!!python/object"):
+        load(path)
     with pytest.raises(WorkflowError, match="not valid JSON or YAML"):
         load_configfile(path)
     assert not (tmp_path / "it-ran").exists()
@@ -231,8 +235,8 @@ def test_a_study_with_a_python_object_is_refused_by_us_and_by_snakemake(tmp_path
 def test_a_study_with_code_for_snakemakes_template_engine_is_refused_by_us_and_run_by_snakemake(tmp_path):
     """What docs/faults.md warns of; should Snakemake stop to do it, the warning can go."""
     path = study_file(tmp_path, f"__use_yte__: true\nstudy: ?__import__('os').mkdir('{tmp_path / 'it-ran'}') or 's'\n")
-    with pytest.raises(config.ConfigError, match="__use_yte__: true under an unknown key"):
-        config.load(path)
+    with pytest.raises(ConfigError, match="__use_yte__: true under an unknown key"):
+        load(path)
     assert not (tmp_path / "it-ran").exists()
     assert load_configfile(path) == {"study": "s"}
     assert (tmp_path / "it-ran").exists()
@@ -266,13 +270,13 @@ NAMED = {
 @pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
 @pytest.mark.parametrize("place", NAMED)
 def test_a_name_that_would_leave_its_folder_is_refused(place, name):
-    with pytest.raises(config.ConfigError):
-        config.parse({"study": "s"} | NAMED[place](name))
+    with pytest.raises(ConfigError):
+        parse({"study": "s"} | NAMED[place](name))
 
 
 @given(st.text(alphabet="aZ0_-./\\~ \0\n\u202e\u2024", max_size=80))
 def test_whatever_is_a_name_is_a_child_of_its_folder(tmp_path_factory, text):
-    for kind in (config.Name, config.Architecture, config.HookPoint):
+    for kind in (Name, Architecture, HookPoint):
         try:
             name = TypeAdapter(kind).validate_python(text)
         except ValidationError:
@@ -292,7 +296,7 @@ def test_every_text_of_a_study_is_one_of_a_list_or_has_a_pattern():
         if isinstance(node, dict) and node.get("type") == "string" and not {"enum", "const", "pattern"} & node.keys():
             free.append(path)
 
-    walk(config.Study.model_json_schema(), "")
+    walk(Study.model_json_schema(), "")
     assert free == []
 
 
@@ -304,8 +308,8 @@ def in_language(folder: str) -> dict:
 def test_a_name_on_the_hub_stays_one(name):
     for model in ({"id": name, "revision": "main"}, {"id": "a/b", "revision": name}):
         if model["revision"] == "main" or name not in ("a/b/c", "a/../b", "a/.b"):
-            with pytest.raises(config.ConfigError):
-                config.parse({"study": "s", "language": {"models": {"m": model | {"hook_points": ["a"]}}}})
+            with pytest.raises(ConfigError):
+                parse({"study": "s", "language": {"models": {"m": model | {"hook_points": ["a"]}}}})
 
 
 @pytest.mark.parametrize("revision", ["a/../b", "refs/pr/1", "v1.0"])
@@ -317,21 +321,21 @@ def test_a_revision_is_one_name_in_the_folder_of_downloads(revision):
 def test_a_path_that_snakemake_would_take_for_a_pattern_is_refused(value):
     folders = ({"reference": value}, {"dataset": {"name": "mnist", "data_dir": value}}, in_language(value))
     for section in folders:
-        with pytest.raises(config.ConfigError):
-            config.parse({"study": "s"} | section)
+        with pytest.raises(ConfigError):
+            parse({"study": "s"} | section)
 
 
 @pytest.mark.parametrize(
     "field", ["{word:>2000000000}", "{word.__class__}", "{word!r}", "{0}", "{other}", "{word", "}"]
 )
 def test_a_prompt_takes_words_and_nothing_that_python_would_make_of_them(field):
-    with pytest.raises(config.ConfigError, match=r"may hold \{concept\}, \{word\}"):
-        config.parse({"study": "s", "geometry": {"concepts": {"templates": [f"A {{word}} {field}"]}}})
+    with pytest.raises(ConfigError, match=r"may hold \{concept\}, \{word\}"):
+        parse({"study": "s", "geometry": {"concepts": {"templates": [f"A {{word}} {field}"]}}})
 
 
 def test_a_seed_too_large_for_a_generator_is_refused():
-    with pytest.raises(config.ConfigError, match=r"seed: .* a whole number from 0 to 9,223,372,036,854,775,807"):
-        config.parse({"study": "s", "seed": 2**63})
+    with pytest.raises(ConfigError, match=r"seed: .* a whole number from 0 to 9,223,372,036,854,775,807"):
+        parse({"study": "s", "seed": 2**63})
 
 
 SECRETS = {
@@ -484,8 +488,8 @@ def test_a_job_writes_no_secret_into_its_log_nor_onto_the_terminal(tmp_path, cap
     ],
 )
 def test_a_study_with_a_secret_is_refused_without_showing_it(changes, key):
-    with pytest.raises(config.ConfigError) as error:
-        config.parse({"study": "s"} | changes)
+    with pytest.raises(ConfigError) as error:
+        parse({"study": "s"} | changes)
     assert str(error.value).startswith(f"{key}: a ")
     assert "environment variable" in str(error.value)
     assert "batterystaple" not in str(error.value)

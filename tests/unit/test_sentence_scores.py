@@ -7,7 +7,7 @@ import torch
 from random_saes import random_sae
 from test_concept_tests import TEXTS
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.datasets import concept_texts
 from saeflow.features import concept_tests
 from saeflow.features.sentence_scores import sentence_scores, with_random_weights

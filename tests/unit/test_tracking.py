@@ -7,8 +7,9 @@ import torch
 from test_rule import job
 from test_sae_trainer import VARIANTS, assert_same_bytes, settings, sparse_mixture
 
-from saeflow import config, rule, tracking
+from saeflow import rule, tracking
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import ReLU, SAEs
 from saeflow.sae import fitting
 from saeflow.sae.stack import Member
 from saeflow.sae.trainer import train
@@ -58,8 +59,8 @@ def test_a_tracker_gets_every_point_of_every_curve_and_no_byte_changes(recorders
 
 
 def test_each_penalty_of_a_search_has_a_curve_of_its_own(recorders, tmp_path):
-    variant = config.ReLU(architecture="relu", d_sae=48, target_l0=6)
-    saes = config.SAEs(variants={"relu": variant}, training=settings(steps=250, learning_rate=5e-3))
+    variant = ReLU(architecture="relu", d_sae=48, target_l0=6)
+    saes = SAEs(variants={"relu": variant}, training=settings(steps=250, learning_rate=5e-3))
     with tracking.followed(tmp_path, {tracking.VARIABLE: "recorder"}):
         list(fitting.fit([ActivationStore.from_array(sparse_mixture(600))], saes, seed=0))
     points = recorders[0].points

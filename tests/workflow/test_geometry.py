@@ -5,7 +5,7 @@ import pytest
 import yaml
 from conftest import Project, copy_project
 
-from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
+from saeflow.config.geometry import SCHEDULED, SHUFFLED, TEACHER
 from saeflow.publish.site import data
 from saeflow.reproduce import manifest
 

@@ -20,8 +20,9 @@ import yaml
 from conftest import ROOT, Project
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from saeflow import config
-from saeflow.config import METHODS
+from saeflow.config.injection import METHODS
+from saeflow.config.reading import load
+from saeflow.config.sections import ConfigError
 from saeflow.library import modules_of
 from saeflow.models.language_training import word_tokenizer
 
@@ -304,8 +305,8 @@ def test_studies_that_are_accepted_can_be_planned(tmp_path):
     for number in itertools.count():
         path = tmp_path / f"{number}.yaml"
         path.write_bytes(generated_studies.studies(random.Random(number)))
-        with contextlib.suppress(config.ConfigError):
-            config.load(path)
+        with contextlib.suppress(ConfigError):
+            load(path)
             accepted.append(path)
         if len(accepted) == 12:
             break

@@ -8,8 +8,10 @@ from snakemake.logging import logger
 
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
 sys.path.insert(0, SCRIPTS)
-from saeflow import config as saeflow_config
 from saeflow import endpoints, preflight
+from saeflow.config import reading
+from saeflow.config.injection import METHODS, SAE_METHODS
+from saeflow.config.sections import ConfigError
 from saeflow.datasets import files
 from saeflow.library import modules_of
 from saeflow.reproduce import ENVIRONMENT
@@ -25,17 +27,17 @@ def settings_given():
     """What the study's files and --config say, read again: of two equal keys Snakemake's own reader keeps the last."""
     if workflow.modifier.skip_configfile:  # part of another workflow, which hands over what it has read
         return config
-    return saeflow_config.read(*workflow.configfiles, over=workflow.config_settings.config)
+    return reading.read(*workflow.configfiles, over=workflow.config_settings.config)
 
 
 try:
-    STUDY = saeflow_config.parse(settings_given())
+    STUDY = reading.parse(settings_given())
     # The process of a job reads this file again, when all was looked at.
     if workflow.is_main_process:
-        saeflow_config.check_command_line(sys.argv[1:])
+        reading.check_command_line(sys.argv[1:])
         for note in preflight.look(STUDY, Path(workflow.basedir), workflow.deployment_settings.deployment_method):
             logger.info(note)
-except saeflow_config.ConfigError as error:
+except ConfigError as error:
     raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
 DATASET = STUDY.dataset.name
@@ -130,7 +132,7 @@ def site_files():
 def method_library(wildcards):
     """The file of an injection method and what it imports: its script finds it by name, so that no import tells."""
     folder = Path(workflow.basedir) / "scripts" / "saeflow" / "injection" / "methods"
-    file = folder / f"{saeflow_config.METHODS[wildcards.method]}.py"
+    file = folder / f"{METHODS[wildcards.method]}.py"
     return [str(file), *modules_of(file)]
 
 
@@ -184,4 +186,4 @@ def chunks(split):
 
 def saes_of(wildcards):
     """The concept SAEs, for a method that reads them."""
-    return f"{INJECTION}/concept_saes.safetensors" if wildcards.method in saeflow_config.SAE_METHODS else []
+    return f"{INJECTION}/concept_saes.safetensors" if wildcards.method in SAE_METHODS else []

@@ -29,7 +29,7 @@ OLDER_NAMES = {name: method for name, method in OLDER_NAMES.items() if method in
 
 
 wildcard_constraints:
-    method="|".join(saeflow_config.METHODS),
+    method="|".join(METHODS),
 
 
 rule train_concept_saes:

@@ -1,7 +1,7 @@
 # What readers see: tables, figures drawn from the tables alone, the report, the digests of everything, and the crate.
 import snakemake
 
-from saeflow import config_paths
+from saeflow.config.paths import files_of, without_files
 from saeflow.publish.crate_layout import project_files
 
 # What the report says of the config: not where the files lie, in how many jobs they were made, or what the study is
@@ -18,8 +18,8 @@ SHOWN = STUDY.model_dump(
     },
 )
 # What the crate says of it: all but paths of this machine, for which whoever rebuilds it has others.
-NAMED = config_paths.files_of(STUDY)
-CRATED = config_paths.without_files(STUDY)
+NAMED = files_of(STUDY)
+CRATED = without_files(STUDY)
 TABLES = ["classifiers"]
 FIGURES = ["classifiers"]
 # Filled by the rules below; a study of language models alone has tables of its own.

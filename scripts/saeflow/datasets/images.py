@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from saeflow import config, config_images
+from saeflow.config.images import N_CLASSES, Data, n_taken
 from saeflow.datasets import files, published
 from saeflow.datasets.files import DatasetError
 from saeflow.reproduce import child_seed, write_arrays
@@ -76,7 +76,7 @@ class ImageDataset:
         return cls(name, n_classes, *splits)
 
 
-def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None) -> ImageDataset:
+def build(data: Data, *, seed: int = 0, folder: Path | str | None = None) -> ImageDataset:
     """Dataset that a study's section asks for.
 
     Arguments:
@@ -87,17 +87,17 @@ def build(data: config.Data, *, seed: int = 0, folder: Path | str | None = None)
     """
     if data.name == "digits":
         train, test = _digits(data.test_share, child_seed(seed, "dataset", "digits"))
-        return ImageDataset("digits", config.N_CLASSES["digits"], *_calibration(train, data, seed), test)
+        return ImageDataset("digits", N_CLASSES["digits"], *_calibration(train, data, seed), test)
     spec, folder = files.image_set(data.name), folder or data.data_dir
     if folder is None:
         raise DatasetError(f"dataset.data_dir: none given; {data.name} needs {', '.join(spec.downloads)}")
-    n_classes = config.N_CLASSES[data.name]
+    n_classes = N_CLASSES[data.name]
     train_images, train_labels, test_images, test_labels = published.read(spec, files.locate(data.name, folder))
     train, calibration = _calibration(_split(train_images, train_labels, spec, n_classes), data, seed)
     return ImageDataset(data.name, n_classes, train, calibration, _split(test_images, test_labels, spec, n_classes))
 
 
-def _calibration(train: ImageSplit, data: config.Data, seed: int) -> tuple[ImageSplit, ImageSplit]:
+def _calibration(train: ImageSplit, data: Data, seed: int) -> tuple[ImageSplit, ImageSplit]:
     """Training split without its calibration images, and those; all of it and none where no share is asked for."""
     if not data.calibration_share:
         return train, train[:0]
@@ -110,7 +110,7 @@ def _divide(split: ImageSplit, key: str, share: float, seed: int) -> tuple[Image
     taken = np.zeros(len(split), bool)
     for label in np.unique(split.labels):
         own = np.flatnonzero(split.labels == label)
-        n = config_images.n_taken(f"dataset.{key}", share, int(label), len(own))
+        n = n_taken(f"dataset.{key}", share, int(label), len(own))
         taken[rng.permutation(own)[:n]] = True
     return split[~taken], split[taken]
 

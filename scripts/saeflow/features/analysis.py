@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.images import Features
 from saeflow.features import decoder_geometry, descriptors, effects, hypotheses, patterns
 from saeflow.features.bank import FeatureBank, collect
 from saeflow.reproduce import child_seed
@@ -69,7 +69,7 @@ def analyze(
     hook: patterns.Hook,
     logits_from: effects.Continue,
     context: Context,
-    spec: config.Features,
+    spec: Features,
     seed: int,
 ) -> Analysis:
     """Bank, patterns, effects, geometry and hypotheses of all latents.
@@ -135,7 +135,7 @@ def _keep_r2(
     hook: patterns.Hook,
     encoder: Tensor,
     mean: Tensor,
-    spec: config.Features,
+    spec: Features,
     seed: int,
 ) -> Float[Tensor, "kinds d_sae"]:
     """Deletion test of each pattern and, last, of pixels drawn at random; NaN for dead latents."""

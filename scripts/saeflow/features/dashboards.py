@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pyarrow import parquet
 from torch import Tensor
 
-from saeflow.config_language import LanguageFeatures
+from saeflow.config.language import LanguageFeatures
 from saeflow.features import coactivation, logit_lens
 from saeflow.features.code_file import CodeFile
 from saeflow.features.firing import FiringStatistics, Histograms, TopContexts

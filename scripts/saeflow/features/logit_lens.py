@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.models import direct_path
 
 log = logging.getLogger(__name__)

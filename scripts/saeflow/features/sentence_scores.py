@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_array, vstack
 from torch import nn
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.models.hook_points import Recorder
 from saeflow.models.language import Tokens, input_device
 from saeflow.sae.architectures import SparseAutoencoder

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
+from saeflow.config.geometry import SCHEDULED, SHUFFLED, TEACHER
 from saeflow.geometry.resampling import LEVEL
 
 PARITY = 0.005

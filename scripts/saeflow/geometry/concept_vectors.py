@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
-from saeflow.config_geometry import FEWEST_WORDS
+from saeflow.config.geometry import FEWEST_WORDS
 
 
 def ledoit_wolf_shrinkage(X: Float[np.ndarray, "n d"]) -> tuple[float, float]:

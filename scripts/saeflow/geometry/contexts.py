@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.geometry.concepts import Concepts
 from saeflow.models import readout
 from saeflow.models.hook_points import Recorder

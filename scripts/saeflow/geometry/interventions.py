@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.geometry.concept_vectors import concept_vector
 from saeflow.geometry.concepts import Concepts
 from saeflow.geometry.steering import divergence, effect

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saeflow import config
 from saeflow.activations import ActivationStore
+from saeflow.config.injection import ConceptSpaces
+from saeflow.config.saes import BatchTopK, Training
 from saeflow.datasets.images import ImageSplit
 from saeflow.injection.forward import Forward
 from saeflow.models.classifiers import StackedClassifier
@@ -34,7 +35,7 @@ class ConceptSAEError(ValueError):
     """A file that holds no concept SAEs; names it and what is wrong."""
 
 
-def sweep(spaces: config.ConceptSpaces) -> list[tuple[int, int]]:
+def sweep(spaces: ConceptSpaces) -> list[tuple[int, int]]:
     """[d_sae, k] of both sweeps, without the base."""
     asked = [(d_sae, spaces.k) for d_sae in spaces.sizes] + [(spaces.d_sae, k) for k in spaces.sparsities]
     return [point for point in dict.fromkeys(asked) if point != (spaces.d_sae, spaces.k)]
@@ -44,7 +45,7 @@ def train(
     networks: Mapping[str, Mapping[str, StackedClassifier]],
     classes: Mapping[str, Sequence[int]],
     images: ImageSplit,
-    spaces: config.ConceptSpaces,
+    spaces: ConceptSpaces,
     *,
     swept: Sequence[str],
     seed: int,
@@ -87,7 +88,7 @@ def train(
 def _trained(
     stores: Mapping[tuple[str, str], Sequence[ActivationStore]],
     wanted: Sequence[tuple[tuple[str, str], int, int, int]],
-    training: config.Training,
+    training: Training,
     seed: int,
     device: torch.device | str,
 ) -> dict[Key, list[SparseAutoencoder]]:
@@ -98,7 +99,7 @@ def _trained(
     members = [
         Member(
             f"{'-'.join(key)}, network {i}, d_sae {d_sae}, k {k}",
-            config.BatchTopK(architecture="batchtopk", d_sae=d_sae, k=k),
+            BatchTopK(architecture="batchtopk", d_sae=d_sae, k=k),
             child_seed(seed, *key, i),
             order[key, i],
         )

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.injection import Injection
 from saeflow.datasets.doodles import doodles, fragments
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.injection.forward import Forward
@@ -57,7 +58,7 @@ class Materials:
 
     task: Task
     train: ImageSplit
-    settings: config.Injection
+    settings: Injection
     seed: int
     device: torch.device | str = "cpu"
     networks: Mapping[str, Mapping[str, StackedClassifier]] = field(default_factory=dict)
@@ -69,8 +70,8 @@ class Materials:
     def of(
         cls,
         dataset: ImageDataset,
-        study: config.Injection,
-        roles: config.Classifiers,
+        study: Injection,
+        roles: Classifiers,
         weights: Sequence[Path],
         **more: Any,
     ) -> Self:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from saeflow import config
+from saeflow.config.injection import METHODS, Injection
 from saeflow.injection.knowledge import Knowledge, tier_name
 from saeflow.injection.protocol import Guard
 from saeflow.models.classifiers import StackedClassifier
@@ -70,7 +70,7 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def variants(cls, settings: config.Injection) -> list["Method"]:
+    def variants(cls, settings: Injection) -> list["Method"]:
         """The variants that a study runs, the one that stands for the method first."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ def register(cls: type[Method]) -> type[Method]:
 
 def method(name: str) -> type[Method]:
     """The method of a name; imports only its own module."""
-    importlib.import_module(f"saeflow.injection.methods.{config.METHODS[name]}")
+    importlib.import_module(f"saeflow.injection.methods.{METHODS[name]}")
     return _REGISTERED[name]
 
 

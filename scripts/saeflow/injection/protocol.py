@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.knowledge import Knowledge, KnowledgeError, tier_name
 from saeflow.injection.materials import Labelled, Materials
 from saeflow.injection.task import Task
@@ -55,7 +55,7 @@ class Guard:
         return self._materials.task
 
     @property
-    def settings(self) -> config.Injection:
+    def settings(self) -> Injection:
         """The study's section."""
         return self._materials.settings
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Self
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.injection import Injection
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Task:
     n_classes: int
 
     @classmethod
-    def of(cls, study: config.Injection, classifiers: config.Classifiers, n_classes: int) -> Self:
+    def of(cls, study: Injection, classifiers: Classifiers, n_classes: int) -> Self:
         """Task of a study's sections."""
         target, source = (classifiers.roles[role].classes for role in (study.target, study.source))
         return cls(target, source, study.concept, study.lookalike, n_classes)

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from saeflow.activations import ActivationStore
-from saeflow.config_inversion import Inversion
-from saeflow.config_language import Hook
+from saeflow.config.inversion import Inversion
+from saeflow.config.language import Hook
 from saeflow.inversion import maps
 from saeflow.inversion.explanations import llm, readings, rules, scoring, sentences
 from saeflow.inversion.optimization import comparison

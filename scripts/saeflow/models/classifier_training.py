@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.images import Classifiers
+from saeflow.config.sections import Architecture
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.models.adamw import AdamW
 from saeflow.models.classifiers import ClassifierError, StackedClassifier, concatenate
@@ -55,10 +56,10 @@ class Trained(NamedTuple):
 
 
 def train(
-    architecture: config.Architecture,
+    architecture: Architecture,
     dataset: ImageDataset,
     members: Sequence[Member],
-    settings: config.Classifiers,
+    settings: Classifiers,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -100,12 +101,12 @@ def train(
 
 
 def _fit(
-    architecture: config.Architecture,
+    architecture: Architecture,
     dataset: ImageDataset,
     members: Sequence[Member],
     images: Float[Tensor, "images 1 h w"],
     labels: Int[Tensor, " images"],
-    settings: config.Classifiers,
+    settings: Classifiers,
     seed: int,
 ) -> StackedClassifier:
     """Train members stacked."""

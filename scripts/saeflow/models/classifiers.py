@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.images import ARCHITECTURES, Layers
+from saeflow.config.sections import Architecture
 from saeflow.reproduce import write_json
 
 Images = Float[Tensor, "images 1 h w"] | Float[Tensor, "members images 1 h w"]
@@ -77,17 +78,17 @@ class StackedClassifier(nn.Module):
 
     def __init__(
         self,
-        architecture: config.Architecture,
+        architecture: Architecture,
         image_shape: Sequence[int],
         n_classes: int,
         n_members: int = 1,
-        layers: config.Layers | None = None,
+        layers: Layers | None = None,
     ) -> None:
         super().__init__()
-        if layers is None and architecture not in config.ARCHITECTURES:
-            raise ClassifierError(f"architecture: '{architecture}' is none of {', '.join(config.ARCHITECTURES)}")
+        if layers is None and architecture not in ARCHITECTURES:
+            raise ClassifierError(f"architecture: '{architecture}' is none of {', '.join(ARCHITECTURES)}")
         self.architecture, self.image_shape = architecture, tuple(image_shape)
-        self.spec = layers or config.ARCHITECTURES[architecture]
+        self.spec = layers or ARCHITECTURES[architecture]
         self.n_classes, self.n_members = n_classes, n_members
         self.layers = nn.ModuleDict()
         shape = (1, *self.image_shape)
@@ -254,7 +255,7 @@ def load(path: Path, device: torch.device | str = "cpu", seeds: Sequence[int] | 
             there.
     """
     description = describe(path)
-    build = {name: description[name] for name in _BUILD} | {"layers": config.Layers(**description["layers"])}
+    build = {name: description[name] for name in _BUILD} | {"layers": Layers(**description["layers"])}
     classifier = StackedClassifier(**build)
     try:
         classifier.layers.load_state_dict(load_file(path))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.models import module_maps, readout
 from saeflow.models.hook_points import find
 from saeflow.models.module_maps import ROUNDED, deviation

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook, no_such_module
+from saeflow.config.language import Hook, no_such_module
 from saeflow.models.activation_layouts import CONTEXTS, PLACES, HookPointError, Layout, Parts, layout_of
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeflow.activations import PartWriter, rows_of
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.datasets.contexts import Contexts, TokenFile
 from saeflow.models.hook_points import Recorder
 from saeflow.models.language import LanguageModelError, input_device

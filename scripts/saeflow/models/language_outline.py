@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.models.hook_points import HookPointError, Recorder, find
 from saeflow.models.language import LanguageModelError, check_context, load_tokenizer
 from saeflow.models.language_configuration import attention_of, configuration, outline, short

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from saeflow import tracking
-from saeflow.config_language import SPECIAL_TOKENS, EmbeddedModel
+from saeflow.config.language import SPECIAL_TOKENS, EmbeddedModel
 from saeflow.datasets.contexts import NO_TEXT, Contexts
 from saeflow.models.language import Tokens, loss_sum
 from saeflow.reproduce import child_seed

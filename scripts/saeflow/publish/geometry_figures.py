@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from saeflow.config_geometry import ARMS
+from saeflow.config.geometry import ARMS
 from saeflow.publish.style import COLUMN, PAGE, colour, marker
 
 Tables = Mapping[str, pd.DataFrame]

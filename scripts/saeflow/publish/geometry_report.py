@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from saeflow.config_geometry import SCHEDULED, SHUFFLED, TEACHER
+from saeflow.config.geometry import SCHEDULED, SHUFFLED, TEACHER
 from saeflow.publish.geometry_figures import plain
 
 CAPTIONS = {

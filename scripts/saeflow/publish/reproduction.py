@@ -19,8 +19,11 @@ import pyarrow as pa
 import yaml
 from pyarrow import parquet
 
-from saeflow import config, config_paths, record, reproduce, strict_yaml
-from saeflow.config_paths import IMAGES, Named
+from saeflow import record, reproduce, strict_yaml
+from saeflow.config import paths
+from saeflow.config.paths import IMAGES, Named
+from saeflow.config.reading import load, parse
+from saeflow.config.study import Study, Tolerances
 from saeflow.publish import crate_archive, crate_metadata, study_inputs
 from saeflow.publish import crate_layout as layout
 from saeflow.publish.crate_metadata import CrateError, Described
@@ -47,8 +50,8 @@ class Wishes:
     compare: str | None = None
     data_dir: str | None = None
     files: Mapping[str, Named] = field(default_factory=dict)
-    rtol: float = config.Tolerances().rtol
-    atol: float = config.Tolerances().atol
+    rtol: float = Tolerances().rtol
+    atol: float = Tolerances().atol
     trust_remote_code: bool = False
     most_gib: float = crate_archive.MOST_GIB
 
@@ -81,7 +84,7 @@ def receive(crate: Path, folder: Path, **wishes: Any) -> str:
         _check_tables(root, wished.most_gib)
     reference = root / (layout.MANIFEST if compare == "bytes" else layout.STUDY)
     content = study.model_dump(mode="json") | {"reference": str(reference.resolve())}
-    config.parse(content)
+    parse(content)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(strict_yaml.written(content), encoding="utf-8")
     how = "byte by byte" if compare == "bytes" else f"table by table, {_text(study.verify)}"
@@ -172,18 +175,18 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (path for path in (Path(here, name) for name in folders) if path.is_symlink())
 
 
-def _study(root: Path) -> config.Study:
+def _study(root: Path) -> Study:
     """The crate's study, which leads to no file."""
     path = root / layout.STUDY_FILE
     if path.stat().st_size > _MOST_STUDY:
         raise CrateError(f"{path}: has more bytes than any study")
     try:
-        study = config.load(path)
+        study = load(path)
     except (yaml.YAMLError, RecursionError) as error:
         raise CrateError(f"{path}: cannot be read as a study ({plain(error)})") from None
-    content, blank = study.model_dump(mode="json"), config_paths.without_files(study)
+    content, blank = study.model_dump(mode="json"), paths.without_files(study)
     if content != blank:
-        key = next(key for key, value in config_paths.files_of(study).items() if value != _at(blank, key))
+        key = next(key for key, value in paths.files_of(study).items() if value != _at(blank, key))
         raise CrateError(
             f"{layout.STUDY_FILE}: {key} leads to {plain(_at(content, key))}, but a crate's study names no file of a "
             "machine, nor one of the crate; do not trust it"
@@ -197,7 +200,7 @@ def _at(content: Mapping[str, Any], key: str) -> Any:
     return content
 
 
-def _with_wishes(study: config.Study, wishes: Wishes) -> config.Study:
+def _with_wishes(study: Study, wishes: Wishes) -> Study:
     """The study as it will be built here."""
     if study.language and not wishes.trust_remote_code:
         for name, model in study.language.models.items():
@@ -207,7 +210,7 @@ def _with_wishes(study: config.Study, wishes: Wishes) -> config.Study:
                     "this model, which can do whatever you can; read that code, then rebuild with TRUST_REMOTE_CODE=1 "
                     "(--trust-remote-code)"
                 )
-    named = set(config_paths.files_of(study))
+    named = set(paths.files_of(study))
     if absent := sorted(named - set(wishes.files)):
         asked = " ".join(f"{key}=PATH" for key in absent)
         raise CrateError(
@@ -222,8 +225,8 @@ def _with_wishes(study: config.Study, wishes: Wishes) -> config.Study:
     content = study.model_dump(mode="json")
     ours = wishes.files | ({IMAGES: wishes.data_dir} if wishes.data_dir else {})
     files = {key: _as_in(_at(content, key), value) for key, value in ours.items()}
-    content = config_paths.with_files(content, files)
-    return config.parse(content | {"verify": {"rtol": wishes.rtol, "atol": wishes.atol}})
+    content = paths.with_files(content, files)
+    return parse(content | {"verify": {"rtol": wishes.rtol, "atol": wishes.atol}})
 
 
 def _as_in(theirs: Named | None, ours: Named) -> Named:
@@ -232,7 +235,7 @@ def _as_in(theirs: Named | None, ours: Named) -> Named:
     return paths if isinstance(theirs, list) else paths[-1]
 
 
-def _check_inputs(root: Path, study: config.Study) -> None:
+def _check_inputs(root: Path, study: Study) -> None:
     """The files that the study reads here are those that it was made from."""
     theirs = reproduce.read_manifest(root / layout.INPUTS)
     try:
@@ -275,7 +278,7 @@ def _unlike(described: Described, device: str) -> list[str]:
     ]
 
 
-def _notes(theirs: config.Study, study: config.Study, unlike: Sequence[str]) -> Iterator[str]:
+def _notes(theirs: Study, study: Study, unlike: Sequence[str]) -> Iterator[str]:
     """What the reader should know before the work, a line each."""
     yield from (f"not the same here: {line}" for line in unlike)
     if theirs.verify != study.verify:
@@ -291,7 +294,7 @@ def _notes(theirs: config.Study, study: config.Study, unlike: Sequence[str]) -> 
                 yield f"language.models.{name}: runs Python code that lies beside it, as you allowed"
 
 
-def _text(verify: config.Tolerances) -> str:
+def _text(verify: Tolerances) -> str:
     return f"{verify.rtol:g} relative tolerance, {verify.atol:g} absolute"
 
 

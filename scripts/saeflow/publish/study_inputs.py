@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from saeflow import config_paths
-from saeflow.config import Study
+from saeflow.config import paths
+from saeflow.config.paths import COMPARED, IMAGES
+from saeflow.config.study import Study
 from saeflow.datasets import texts, wordnet
 from saeflow.models import language_files
 from saeflow.reproduce import sha256_file
@@ -21,8 +22,8 @@ def digests_of(study: Study) -> dict[str, str]:
         OSError: a file that cannot be read.
     """
     files: dict[str, Path] = {}
-    for key, value in config_paths.files_of(study).items():
-        if key in (config_paths.COMPARED, config_paths.IMAGES):
+    for key, value in paths.files_of(study).items():
+        if key in (COMPARED, IMAGES):
             continue
         match key.split("."):
             case ["language", "models", name, "folder"]:

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from saeflow import __version__, config
+from saeflow import __version__
+from saeflow.config.saes import SAEs
 from saeflow.reproduce import child_seed, digest_of
 from saeflow.sae import formats
 from saeflow.sae.sharing import Key
@@ -39,7 +40,7 @@ class Finished:
         self,
         folders: Mapping[Key, Path],
         stores: Sequence[str],
-        saes: config.SAEs,
+        saes: SAEs,
         seed: int,
         device: torch.device | str,
     ) -> None:

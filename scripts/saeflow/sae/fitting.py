@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.saes import Gated, JumpReLU, Penalised, ReLU, SAEs, Training
 from saeflow.reproduce import child_seed
 from saeflow.sae import health
 from saeflow.sae.architectures import SparseAutoencoder, TopK
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # Where the search for a penalty starts. Activations have mean squared norm d_in: an L1 penalty weighs against
 # sqrt(d_in), an L0 penalty against d_in. Measured on 32- to 256-wide layers, these give L0 from about 40 down to 3.
-_GRID = {config.ReLU: (0.02, 1.0, 0.5), config.Gated: (0.02, 1.0, 0.5), config.JumpReLU: (5e-4, 5e-2, 1.0)}
+_GRID = {ReLU: (0.02, 1.0, 0.5), Gated: (0.02, 1.0, 0.5), JumpReLU: (5e-4, 5e-2, 1.0)}
 _GRID_POINTS = 4
 _CALIBRATION_ROWS = 1 << 17
 
@@ -38,14 +38,14 @@ class FittingError(ValueError):
 
 def fit(
     stores: Sequence[Any],
-    saes: config.SAEs,
+    saes: SAEs,
     *,
     seed: int,
     keys: Sequence[Key] | None = None,
     device: torch.device | str = "cpu",
     splice: Splice | None = None,
     checkpoint: Path | None = None,
-    check: Callable[[TrainedSAE, config.Training], TrainedSAE] | None = None,
+    check: Callable[[TrainedSAE, Training], TrainedSAE] | None = None,
     finished: Mapping[Key, Path] | None = None,
 ) -> Iterator[tuple[Key, TrainedSAE]]:
     """Train every variant and seed on every store, or some of them.
@@ -90,7 +90,7 @@ def fit(
     rows = {i: calibration_rows(stores[i], seed, parts[i][1]) for i in {key.store for key in todo}}
     stores = [trained_on for trained_on, _ in parts]
 
-    def trained(of: Sequence[tuple[Key, config.SparseAutoencoder]]) -> list[TrainedSAE]:
+    def trained(of: Sequence[tuple[Key, saes.SparseAutoencoder]]) -> list[TrainedSAE]:
         # The same first weights for all variants of a seed, so that they differ by their objective alone.
         members = [
             Member(
@@ -194,11 +194,11 @@ def mean_l0(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> float:
     return counted.metrics()["l0"]
 
 
-def _goal(spec: config.Penalised, d_in: int) -> Goal:
+def _goal(spec: Penalised, d_in: int) -> Goal:
     low, high, power = _GRID[type(spec)]
     grid = penalty_grid(low * d_in**power, high * d_in**power, _GRID_POINTS)
     # The thresholds of a ReLU SAE start at 0 and can only rise.
-    return Goal(spec.target_l0, grid, from_above=isinstance(spec, config.ReLU))
+    return Goal(spec.target_l0, grid, from_above=isinstance(spec, ReLU))
 
 
 def curves(result: TrainedSAE) -> Iterator[dict[str, Any]]:

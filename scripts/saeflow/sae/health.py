@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from operator import itemgetter
 
-from saeflow import config
+from saeflow.config.saes import Penalised, Training
 from saeflow.sae.trainer import TrainedSAE
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def is_finite(result: TrainedSAE) -> bool:
     return math.isfinite(result.curves["loss"][-1]) and all(bool(p.isfinite().all()) for p in result.sae.parameters())
 
 
-def check_finite(result: TrainedSAE, training: config.Training, *, searched: bool = False) -> TrainedSAE:
+def check_finite(result: TrainedSAE, training: Training, *, searched: bool = False) -> TrainedSAE:
     """The same result, unless its training diverged.
 
     Arguments:
@@ -43,7 +43,7 @@ def check_finite(result: TrainedSAE, training: config.Training, *, searched: boo
     raise DivergedError(f"{result.member.name}: training diverged, {since}; {_gentler(result, training, searched)}")
 
 
-def missed(error: ValueError, results: Sequence[TrainedSAE], training: config.Training) -> ValueError:
+def missed(error: ValueError, results: Sequence[TrainedSAE], training: Training) -> ValueError:
     """Why a target L0 was missed: by what the error says, or because no training got better than the mean activation.
 
     Arguments:
@@ -61,11 +61,11 @@ def missed(error: ValueError, results: Sequence[TrainedSAE], training: config.Tr
     return DivergedError(f"{best.member.name}: training diverged, {what}; {_gentler(best, training, searched=True)}")
 
 
-def _gentler(result: TrainedSAE, training: config.Training, searched: bool) -> str:
+def _gentler(result: TrainedSAE, training: Training, searched: bool) -> str:
     """Keys to change for a training that diverged, with their values."""
     spec = result.member.spec
     smaller = {"training.learning_rate": training.learning_rate}
-    if isinstance(spec, config.Penalised) and not searched:
+    if isinstance(spec, Penalised) and not searched:
         smaller["penalty"] = spec.penalty
     if spec.dead_latents == "auxk" and spec.auxk_coefficient > type(spec).model_fields["auxk_coefficient"].default:
         smaller["auxk_coefficient"] = spec.auxk_coefficient
@@ -76,7 +76,7 @@ def _gentler(result: TrainedSAE, training: config.Training, searched: bool) -> s
     return f"try a smaller {settings}, or more training.warmup_steps ({training.warmup_steps}){more}"
 
 
-def check(result: TrainedSAE, training: config.Training) -> TrainedSAE:
+def check(result: TrainedSAE, training: Training) -> TrainedSAE:
     """The same result, unless nearly all of its latents are dead at the end of training; a warning for many.
 
     Raises:
@@ -89,7 +89,7 @@ def check(result: TrainedSAE, training: config.Training) -> TrainedSAE:
     what = f"{name}: {dead:.0%} of {spec.d_sae} latents have not fired for {training.dead_after:,} vectors, L0 {l0:.3g}"
     lower = (
         f"penalty {spec.penalty:.3g}: try a tenth of it, or a larger target_l0"
-        if isinstance(spec, config.Penalised)
+        if isinstance(spec, Penalised)
         else f"k {spec.k}: try a larger k, or a smaller d_sae"
     )
     more = f"a smaller learning_rate than {training.learning_rate:g}"

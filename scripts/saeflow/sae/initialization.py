@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.saes import SparseAutoencoder, Training
 from saeflow.reproduce import child_seed
 from saeflow.sae.objectives import objective_of
 
@@ -86,10 +86,10 @@ class Normalization:
 
 
 def initial_parameters(
-    spec: config.SparseAutoencoder,
+    spec: SparseAutoencoder,
     store: Any,
     normalization: Normalization,
-    training: config.Training,
+    training: Training,
     seed: int,
 ) -> dict[str, Tensor]:
     """First weights of one member: W_enc = W_dec^T, rows of W_dec of length 1, b_dec the mean activation.

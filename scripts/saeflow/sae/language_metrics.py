@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.datasets.contexts import Contexts
 from saeflow.models.hook_points import Rows, replaced
 from saeflow.models.language import input_device, loss_sum

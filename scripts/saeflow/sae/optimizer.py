@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.saes import Training
 from saeflow.sae.gradients import Gradients, RowGradient
 
 # A block's gradient, moments and weights should fit the cache together: they are each touched several times.
@@ -16,7 +16,7 @@ _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
 
-def learning_rate(training: config.Training, step: int) -> float:
+def learning_rate(training: Training, step: int) -> float:
     """Step size of step 0, 1, ...: a linear rise, a plateau, a linear fall that would reach 0 after the last step."""
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     falling = training.decay_share * training.steps
@@ -24,7 +24,7 @@ def learning_rate(training: config.Training, step: int) -> float:
     return training.learning_rate * rise * fall
 
 
-def penalty_warmup(training: config.Training, step: int) -> float:
+def penalty_warmup(training: Training, step: int) -> float:
     """Factor on the sparsity penalty at step 0, 1, ...: rises linearly from 0 to 1."""
     return min(1.0, step / training.sparsity_warmup_steps) if training.sparsity_warmup_steps else 1.0
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from saeflow import config
+from saeflow.config.saes import SAEs, SparseAutoencoder
 
 # Most rows times latents of all members of a stack. On one CPU thread, 24 SAEs stacked against one after another are 3
 # to 4 times as fast for 64 -> 64, batch 128; 1.7 to 2.2 for 64 -> 128, batch 256; 1.1 to 1.3 for 128 -> 512 and
@@ -36,7 +36,7 @@ class Key:
 
 
 def stacks(
-    specs: Sequence[config.SparseAutoencoder], alike: Sequence[Hashable], batch_size: int, device: str
+    specs: Sequence[SparseAutoencoder], alike: Sequence[Hashable], batch_size: int, device: str
 ) -> list[list[int]]:
     """SAEs that are trained as one, by number: those of one variant and size, as many at a time as pays.
 
@@ -58,12 +58,12 @@ def stacks(
     return found
 
 
-def keys_of(saes: config.SAEs, n_stores: int) -> list[Key]:
+def keys_of(saes: SAEs, n_stores: int) -> list[Key]:
     """All SAEs of a set of stores, in the study's order."""
     return [Key(*key) for key in product(range(n_stores), saes.variants, saes.seeds)]
 
 
-def groups(saes: config.SAEs, n_stores: int, device: str) -> list[list[Key]]:
+def groups(saes: SAEs, n_stores: int, device: str) -> list[list[Key]]:
     """All SAEs of a set of stores of one width, by the stack that they are trained in.
 
     SAEs whose penalty is searched for are apart from those whose sparsity is given; at each round of the search only
@@ -75,7 +75,7 @@ def groups(saes: config.SAEs, n_stores: int, device: str) -> list[list[Key]]:
     return [[keys[i] for i in stack] for stack in found]
 
 
-def jobs(saes: config.SAEs, n_stores: int, device: str) -> list[list[Key]]:
+def jobs(saes: SAEs, n_stores: int, device: str) -> list[list[Key]]:
     """SAEs of each of the `saes.shards` jobs, or fewer if there are fewer stacks; those of a job in the study's order.
 
     The costliest stack that is left goes to the job that has least to do, latents times trainings being the cost.
@@ -95,6 +95,6 @@ def jobs(saes: config.SAEs, n_stores: int, device: str) -> list[list[Key]]:
     return [sorted(keys, key=order.index) for keys in found]
 
 
-def is_searched(spec: config.SparseAutoencoder) -> bool:
+def is_searched(spec: SparseAutoencoder) -> bool:
     """Whether the penalty of a variant is calibrated to a target L0."""
     return getattr(spec, "target_l0", None) is not None

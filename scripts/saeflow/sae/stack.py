@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow import config, tracking
+from saeflow import tracking
+from saeflow.config.saes import Gated, JumpReLU, ReLU, SparseAutoencoder, TopK, Training
 from saeflow.reproduce import child_seed
 from saeflow.sae import architectures
 from saeflow.sae.dead import DeadLatents, FiringCounter, resample
@@ -45,7 +46,7 @@ class Member:
     """
 
     name: str
-    spec: config.SparseAutoencoder
+    spec: SparseAutoencoder
     seed: int
     store: int = 0
     group: int = 0
@@ -85,7 +86,7 @@ class Stack:
         members: Sequence[Member],
         stores: Sequence[Any],
         normalizations: Mapping[int, Normalization],
-        training: config.Training,
+        training: Training,
         *,
         device: torch.device | str = "cpu",
         splice: Splice | None = None,
@@ -248,13 +249,13 @@ class Stack:
         p = {name: tensor[i].detach().cpu().clone() for name, tensor in self.objective.parameters.items()}
         shared = {"W_enc": p["W_enc_T"].T.contiguous(), "W_dec": p["W_dec"], "b_dec": p["b_dec"]}
         match self.specs[i]:
-            case config.ReLU():
+            case ReLU():
                 sae = architectures.ReLU(**shared, b_enc=p["b_enc"])
-            case config.TopK(k=k):
+            case TopK(k=k):
                 sae = architectures.TopK(**shared, b_enc=p["b_enc"], k=k)
-            case config.Gated():
+            case Gated():
                 sae = architectures.Gated(**shared, b_gate=p["b_gate"], b_mag=p["b_mag"], r_mag=p["r_mag"])
-            case config.JumpReLU():
+            case JumpReLU():
                 sae = architectures.JumpReLU(**shared, b_enc=p["b_enc"], threshold=p["log_threshold"].exp())
             case _:
                 threshold = self.threshold[i].cpu().expand_as(p["b_enc"]).clone()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.saes import Penalised, Training
 from saeflow.reproduce import child_seed
 from saeflow.sae.architectures import SparseAutoencoder
 from saeflow.sae.initialization import Normalization, NotFiniteError
@@ -46,7 +46,7 @@ class TrainedSAE:
 def train(
     stores: Any,
     members: Sequence[Member],
-    training: config.Training,
+    training: Training,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -124,7 +124,7 @@ def train(
 
 
 def plan(
-    members: Sequence[Member], stores: Sequence[Any], training: config.Training, device: torch.device | str
+    members: Sequence[Member], stores: Sequence[Any], training: Training, device: torch.device | str
 ) -> list[list[int]]:
     """Which members are stacked: those of one group, variant and size, as many at a time as pays."""
     alike = [(member.group, stores[member.store].shape[1]) for member in members]
@@ -138,13 +138,13 @@ def _check(members: Sequence[Member], stores: Sequence[Any], splice: Splice | No
         spec = member.spec
         if not 0 <= member.store < len(stores):
             raise ValueError(f"{member.name}: store {member.store}, but there are {len(stores)}, counted from 0")
-        if isinstance(spec, config.Penalised) and spec.penalty is None:
+        if isinstance(spec, Penalised) and spec.penalty is None:
             raise ValueError(f"{member.name}: penalty is not set; calibrate it to target_l0 {spec.target_l0:g} first")
         if spec.splice_kl and splice is None:
             raise ValueError(f"{member.name}: splice_kl is {spec.splice_kl:g}, which needs a `splice` function")
 
 
-def _normalization(store: Any, training: config.Training) -> Normalization:
+def _normalization(store: Any, training: Training) -> Normalization:
     rows = max(training.batch_size, (1 << 22) // store.shape[1])
     try:
         return Normalization.of(store.batches(rows, 0, epochs=1, shuffle=None), training.normalize)
@@ -177,7 +177,7 @@ def _log_progress(step: int, stacks: Sequence[Stack]) -> None:
         )
 
 
-def _identity(members: Sequence[Member], training: config.Training, streams: dict[int, Any]) -> dict[str, Any]:
+def _identity(members: Sequence[Member], training: Training, streams: dict[int, Any]) -> dict[str, Any]:
     """What a checkpoint must agree with; where it is saved is no part of the result."""
     return {
         "members": [[m.name, m.spec.model_dump(mode="json"), m.seed, m.store] for m in members],

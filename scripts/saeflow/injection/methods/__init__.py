@@ -1,1 +1,4 @@
-"""Injection methods: one module per idea, one class per method; `saeflow.config.METHODS` says where each is."""
+"""Injection methods: one module per idea, one class per method.
+
+`saeflow.config.injection.METHODS` says where each is.
+"""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.densities import shrunk
 from saeflow.injection.knowledge import T1_PLUS, T2, B
@@ -70,7 +70,7 @@ class AdversarialDirection(Method):
         return ("untrained_target",) if self.radius else ()
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1_PLUS | B, site=SITE, variant="not adversarial", radius=0.0),

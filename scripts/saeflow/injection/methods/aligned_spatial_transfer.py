@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.alignment import Affine, procrustes
 from saeflow.injection.knowledge import T1_PLUS, B
 from saeflow.injection.method import Method, register
@@ -96,7 +96,7 @@ class AlignedSpatialTransfer(Method):
     whiten: bool = True
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1_PLUS | B, site=SITE, variant="plain", whiten=False),

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import Sample, fitted
 from saeflow.injection.densities import LikelihoodRatio
@@ -39,7 +39,7 @@ class ArchitectureAgnostic(Method):
     family = "sae"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B | SIBLINGS, site=SITE),
             cls(knowledge=T2 | B | SIBLINGS, site=SITE, variant="doodles"),

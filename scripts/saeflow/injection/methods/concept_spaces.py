@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import procrustes
 from saeflow.injection.concept_saes import ConceptSpace
@@ -78,7 +78,7 @@ class PrecomputedAlignment(ConceptSpaces):
     name = "precomputed_alignment"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1_PLUS | B, site=SITE, variant="vectors", vectors=True),
@@ -97,7 +97,7 @@ class DimensionScaling(ConceptSpaces):
     controls = ()
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         sizes = settings.concept_spaces.sizes
         return [cls(knowledge=T1_PLUS | B, site=SITE, variant=f"d_sae={size}", d_sae=size) for size in sizes]
 
@@ -112,6 +112,6 @@ class SparsityOptimisation(ConceptSpaces):
     controls = ()
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         sparsities = settings.concept_spaces.sparsities
         return [cls(knowledge=T1_PLUS | B, site=SITE, variant=f"k={k}", k=k) for k in sparsities]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.heads import Whitened, distil
 from saeflow.injection.knowledge import T2
 from saeflow.injection.method import CONTROLS, Method, register
@@ -40,7 +40,7 @@ class FragmentDistillation(Method):
     even_odds: bool = False
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         return [
             cls(variant="penultimate", knowledge=T2, site="last.pre"),
             cls(variant="first", knowledge=T2, site="first.pre"),

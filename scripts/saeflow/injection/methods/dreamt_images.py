@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.heads import ridge
 from saeflow.injection.knowledge import T2
 from saeflow.injection.method import Method, register
@@ -38,7 +38,7 @@ class DreamtImages(Method):
     rivals: bool
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         named = {"concept only": False, "with rivals": True}
         return [cls(variant=name, knowledge=T2, site="last.pre", rivals=rivals) for name, rivals in named.items()]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.densities import HANDICAP, UNCERTAINTY, Gaussian, OwnClasses
 from saeflow.injection.knowledge import T1_PLUS, T2, B
@@ -56,7 +56,7 @@ class HierarchicalTransfer(Method):
     family = "sae"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T2 | B, site=SITE, variant="doodles"),

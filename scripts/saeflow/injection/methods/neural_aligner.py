@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.alignment import Affine, Map, Sample, fitted
 from saeflow.injection.densities import LikelihoodRatio
@@ -41,7 +41,7 @@ class NeuralAligner(Method):
     aligner: Literal["affine", "network"] = "affine"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1 | B, site=SITE, variant="shared"),

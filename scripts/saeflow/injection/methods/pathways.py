@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.knowledge import T0, B, Knowledge
 from saeflow.injection.method import Method, register, require_equal
 from saeflow.injection.protocol import Guard
@@ -143,7 +143,7 @@ class PathwayTransplant(Method):
     activity: bool = True
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=Knowledge.OWN | B, site="weights", variant="half"),
             cls(knowledge=Knowledge.OWN | B, site="weights", variant="quarter", share=0.25),
@@ -182,7 +182,7 @@ class CascadeTransplant(Method):
     activity: bool = True
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=Knowledge.OWN | B, site="weights"),
             cls(knowledge=T0, site="weights", variant="weights_only", activity=False),

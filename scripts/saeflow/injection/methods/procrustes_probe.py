@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.alignment import Affine, procrustes
 from saeflow.injection.knowledge import T1, B
 from saeflow.injection.method import Method, register
@@ -35,7 +35,7 @@ class ProcrustesProbe(Method):
     probe: Literal["row", "fitted"] = "row"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1, site=SITE),
             cls(knowledge=T1 | B, site=SITE, variant="fitted_probe", probe="fitted"),

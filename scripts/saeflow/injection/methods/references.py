@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.heads import logistic, narrowed, ridge, widened
 from saeflow.injection.knowledge import T0, T1_PLUS, Knowledge
 from saeflow.injection.method import Method, register
@@ -46,7 +46,7 @@ class References(Method):
     shots: int | None = None
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         return [
             cls(variant="target alone", kind="target", knowledge=T0, site="logits"),
             cls(variant="uncertainty", kind="uncertainty", knowledge=T0, site="logits"),

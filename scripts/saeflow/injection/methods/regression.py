@@ -5,7 +5,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.heads import Ridge, narrowed, random_features, widened
 from saeflow.injection.knowledge import T1, T1_PLUS, T2, Knowledge
 from saeflow.injection.method import CONTROLS, Method, register
@@ -32,7 +32,7 @@ class RidgeRegression(Method):
     family = "baseline"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         tiers = {"T1": T1, "T1+": T1_PLUS}
         return [
             cls(variant=f"{place}, {tier}", knowledge=tiers[tier], site=site)
@@ -68,7 +68,7 @@ class DoodleRegression(Method):
     controls = CONTROLS
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         return [cls(variant=place, knowledge=T2, site=site) for place, site in _SITES.items()]
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:

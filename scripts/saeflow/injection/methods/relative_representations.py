@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.heads import ridge
 from saeflow.injection.knowledge import T1_PLUS
 from saeflow.injection.method import Method, register
@@ -31,7 +31,7 @@ class RelativeRepresentations(Method):
     family = "baseline"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         return [cls(knowledge=T1_PLUS, site="last.pre")]
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:

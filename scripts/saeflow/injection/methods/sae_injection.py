@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.alignment import Affine, procrustes, ridge
 from saeflow.injection.concept_saes import SITE, ConceptSpace
 from saeflow.injection.knowledge import T1, T1_PLUS, B
@@ -162,7 +162,7 @@ class BasicSAEInjection(Method):
     both: bool = True
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1 | B, site=SITE, variant="source_sae", both=False),
@@ -214,7 +214,7 @@ class PreservedInjection(Method):
     preservation_weight: float = 100.0
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1_PLUS | B, site=SITE, variant="strict", other_weight=1.0),

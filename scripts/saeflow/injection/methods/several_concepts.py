@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.aligned import SITE, AlignedSpace, Seen, rows_of
 from saeflow.injection.densities import LikelihoodRatio
 from saeflow.injection.knowledge import T1_PLUS, T2, B
@@ -29,7 +29,7 @@ class SeveralConcepts(Method):
     family = "sae"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T2 | B, site=SITE, variant="doodles"),

@@ -7,7 +7,7 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.alignment import Affine, procrustes, ridge
 from saeflow.injection.knowledge import T1, T1_PLUS, B
 from saeflow.injection.method import Method, register
@@ -34,7 +34,7 @@ class _VectorTransfer(Method):
     whiten: bool = True
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         return [
             cls(knowledge=T1_PLUS | B, site=SITE),
             cls(knowledge=T1 | B, site=SITE, variant="plain", whiten=False),

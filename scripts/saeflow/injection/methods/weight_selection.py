@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.knowledge import T0, T1, B
 from saeflow.injection.method import Method, register, require_equal
 from saeflow.injection.protocol import Guard
@@ -43,7 +43,7 @@ class DirectWeightCopy(Method):
     what: Literal["row", "last_layer", "half_of_units"] = "row"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=T0, site="last.post"),
             cls(knowledge=T0, site="weights", variant="last_layer", what="last_layer"),
@@ -87,7 +87,7 @@ class GradualBlending(Method):
     t: float = 0.5
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [cls(knowledge=T0, site="weights", variant=f"t_{t:g}".replace(".", "_"), t=t) for t in (0.5, 0.25, 0.75)]
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class ImportanceSelection(Method):
     over: Literal["concept", "shared"] = "concept"
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=B, site="weights"),
             cls(knowledge=T1, site="weights", variant="shared_images", over="shared"),
@@ -204,7 +204,7 @@ class ActivationSelection(Method):
     share: float = 0.25
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Method]:
+    def variants(cls, settings: Injection) -> list[Method]:
         return [
             cls(knowledge=B, site="weights", variant="quarter"),
             cls(knowledge=B, site="weights", variant="half", share=0.5),

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from saeflow import config
+from saeflow.config.injection import Injection
 from saeflow.injection.knowledge import T2
 from saeflow.injection.method import Method, register, require_equal
 from saeflow.injection.protocol import Guard
@@ -36,7 +36,7 @@ class WholeModelDistillation(Method):
     equal_architectures = True
 
     @classmethod
-    def variants(cls, settings: config.Injection) -> list[Self]:
+    def variants(cls, settings: Injection) -> list[Self]:
         return [cls(knowledge=T2, site="weights")]
 
     def inject(self, source: StackedClassifier, target: StackedClassifier, guard: Guard) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.config_inversion import WINDOWS_SCORED
+from saeflow.config.inversion import WINDOWS_SCORED
 from saeflow.inversion.optimization.candidates import NONE
 from saeflow.inversion.optimization.measures import score_lists
 from saeflow.inversion.optimization.objective import Objective

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.config_inversion import Optimization
+from saeflow.config.inversion import Optimization
 from saeflow.inversion.optimization import baselines, epo, gcg, measures, soft
 from saeflow.inversion.optimization.objective import Objective
 from saeflow.inversion.optimization.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from saeflow.config_language import Hook
+from saeflow.config.language import Hook
 from saeflow.models.hook_points import activations_at
 from saeflow.models.language import input_device
 from saeflow.models.module_maps import ROUNDED, deviation

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config.saes import SparseAutoencoder
 from saeflow.sae import kernels
 from saeflow.sae.dead import DeadLatents, auxk
 from saeflow.sae.gradients import Gradients, RowGradient
@@ -78,7 +78,7 @@ class Objective(ABC):
     # Length of a resampled encoder row relative to the living ones, as in Bricken et al. 2023.
     resampled_length: ClassVar[float] = 0.2
 
-    def __init__(self, specs: Sequence[config.SparseAutoencoder], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, specs: Sequence[SparseAutoencoder], parameters: dict[str, Tensor]) -> None:
         self.specs = tuple(specs)
         self.parameters = parameters
         self.m, self.d_sae, self.d_in = parameters["W_enc_T"].shape

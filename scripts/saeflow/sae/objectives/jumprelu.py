@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config import saes
 from saeflow.sae.kernels import ByLatent, Entries
 from saeflow.sae.objectives.base import Objective, Step
 
@@ -22,7 +22,7 @@ class JumpReLU(Objective):
 
     has_penalty = True
 
-    def __init__(self, specs: Sequence[config.JumpReLU], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, specs: Sequence[saes.JumpReLU], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
         self._width = parameters["W_dec"].new_tensor([spec.bandwidth for spec in specs])
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saeflow import config
+from saeflow.config import saes
+from saeflow.config.saes import Sparse
 from saeflow.sae import kernels
 from saeflow.sae.kernels import ByLatent, Entries
 from saeflow.sae.objectives.base import Objective, Step
@@ -25,7 +26,7 @@ class TopK(Objective):
     # A shorter row would never be among the k largest.
     resampled_length = 1.0
 
-    def __init__(self, specs: Sequence[config.Sparse], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, specs: Sequence[Sparse], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
         self.k = max(spec.k for spec in specs)
         self._ks: Tensor | None = None
@@ -76,7 +77,7 @@ class BatchTopK(Objective):
     needs_whole_batch = True
     resampled_length = 1.0
 
-    def __init__(self, specs: Sequence[config.Sparse], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, specs: Sequence[Sparse], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
         self.threshold: Tensor | None = None
 
@@ -148,6 +149,6 @@ class MatryoshkaBatchTopK(BatchTopK):
     prefixes that hold it, so that each group of latents between two prefixes is decoded once.
     """
 
-    def __init__(self, specs: Sequence[config.MatryoshkaBatchTopK], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, specs: Sequence[saes.MatryoshkaBatchTopK], parameters: dict[str, Tensor]) -> None:
         super().__init__(specs, parameters)
         self.ends = specs[0].prefixes

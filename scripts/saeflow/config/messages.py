@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import ErrorType
 
-from saeflow.config_saes import VARIANTS
-from saeflow.config_sections import Right, Section, each_file_once, each_once
+from saeflow.config.saes import VARIANTS
+from saeflow.config.sections import Right, Section, each_file_once, each_once
 from saeflow.strict_yaml import shown
 
 MOST_LINES = 20

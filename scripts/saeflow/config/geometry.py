@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from saeflow.config_sections import (
+from saeflow.config.sections import (
     Count,
     CountOrNone,
     Dose,

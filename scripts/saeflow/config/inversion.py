@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from saeflow.config_sections import (
+from saeflow.config.sections import (
     Count,
     CountOrNone,
     Dose,

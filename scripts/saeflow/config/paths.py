@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from saeflow.config_sections import PathToRead, Section
+from saeflow.config.sections import PathToRead, Section
 
 Named = str | list[str]
 COMPARED = "reference"

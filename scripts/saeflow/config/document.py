@@ -1,6 +1,6 @@
 """What users read of the config, generated from its types: the JSON schema and the page of keys.
 
-`python -m saeflow.config_document` (in scripts/) rewrites both; a test fails when they drift.
+`python -m saeflow.config.document` (in scripts/) rewrites both; a test fails when they drift.
 """
 
 import json
@@ -10,10 +10,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from saeflow.config import VARIANTS, Section, SparseAutoencoder, Study
-from saeflow.config_messages import right
+from saeflow.config.messages import right
+from saeflow.config.saes import VARIANTS, SparseAutoencoder
+from saeflow.config.sections import Section
+from saeflow.config.study import Study
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "workflow" / "schemas" / "study.schema.json"
 PAGE = ROOT / "config" / "README.md"
 
@@ -31,7 +33,7 @@ written `yes`, `no`, `on` and `off`: put a name such as `no` in quotes. A day ne
 snakemake --cores 2 --configfile config/studies/mnist.yaml
 ```
 
-This page is generated from the types in `scripts/saeflow/config.py`.
+This page is generated from the types in `scripts/saeflow/config/`.
 """
 
 

@@ -5,8 +5,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from saeflow.config_saes import Training
-from saeflow.config_sections import (
+from saeflow.config.saes import Training
+from saeflow.config.sections import (
     Architecture,
     Count,
     CountOrNone,

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from saeflow.config_publish import Concepts, Publish
-from saeflow.config_saes import SAEs
-from saeflow.config_sections import (
+from saeflow.config.publish import Concepts, Publish
+from saeflow.config.saes import SAEs
+from saeflow.config.sections import (
     Count,
     CountOrNone,
     Each,

@@ -5,18 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from saeflow.config_sections import (
-    Count,
-    Day,
-    Each,
-    Files,
-    Line,
-    Name,
-    Named,
-    Section,
-    Switch,
-    written,
-)
+from saeflow.config.sections import Count, Day, Each, Files, Line, Name, Named, Section, Switch, written
 
 Slug = written("lower-case letters and digits, with single dashes between them", r"^[a-z0-9]+(-[a-z0-9]+)*$", 64)
 ModelId = written("lower-case letters, digits, ., _ and -, with a letter or digit first", r"^[a-z0-9][a-z0-9._-]*$", 64)

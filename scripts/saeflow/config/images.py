@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from saeflow.config_sections import (
+from saeflow.config.sections import (
     Architecture,
     Count,
     Each,
