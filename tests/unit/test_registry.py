@@ -26,7 +26,8 @@ def shapes(tmp_path, monkeypatch):
 def test_kinds_are_found_in_the_files_of_the_package(shapes):
     from shapes import SHAPES
 
-    assert dict(SHAPES) == {"circle": "Circle", "square": "Square"} and len(SHAPES) == 2
+    assert dict(SHAPES) == {"circle": "Circle", "square": "Square"}
+    assert len(SHAPES) == 2
 
 
 def test_two_kinds_of_one_name_are_refused():
