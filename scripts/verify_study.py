@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from saeflow import reproduce
+from saeflow import comparison, reproduce
 from saeflow.rule import run
 
 
@@ -15,15 +15,15 @@ def main(*, manifest: Path, verdict: Path, cfg: dict) -> None:
     reference = Path(cfg["reference"])
     if reference.is_dir():
         within = cfg["verify"]
-        comparison = reproduce.compare_tables(manifest.parent, reference, **within)
+        result = comparison.compare_tables(manifest.parent, reference, **within)
         how = f"tables within {within['atol']:g} + {within['rtol']:g} |reference|"
     else:
-        comparison = reproduce.compare_manifests(ours, reproduce.read_manifest(reference))
+        result = comparison.compare_manifests(ours, reproduce.read_manifest(reference))
         how = "byte by byte"
-    logging.info("compared with %s\n%s", reference, "\n".join(comparison.lines()))
-    if not comparison.equal:
-        raise reproduce.DifferentError("\n".join(comparison.lines()))
-    verdict.write_text(f"{comparison.lines()[0]}; {how}, reference {reference}\n", encoding="utf-8")
+    logging.info("compared with %s\n%s", reference, "\n".join(result.lines()))
+    if not result.equal:
+        raise comparison.DifferentError("\n".join(result.lines()))
+    verdict.write_text(f"{result.lines()[0]}; {how}, reference {reference}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

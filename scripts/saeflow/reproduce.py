@@ -1,4 +1,4 @@
-"""Same config, same bytes: child seeds, digests, the manifest of a study, and the comparison of two studies."""
+"""Same config, same bytes: child seeds, digests, and the manifest of a study."""
 
 import hashlib
 import io
@@ -6,7 +6,6 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,86 +88,3 @@ def read_manifest(path: Path) -> dict[str, str]:
             )
         digests[name] = digest
     return digests
-
-
-@dataclass
-class Comparison:
-    """What differs between a study and its reference."""
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    different: dict[str, str] = field(default_factory=dict)
-    n_equal: int = 0
-
-    @property
-    def equal(self) -> bool:
-        return not (self.missing or self.unexpected or self.different)
-
-    def lines(self) -> list[str]:
-        """The verdict, then a line per difference."""
-        head = f"{'equal' if self.equal else 'DIFFERENT'}: {self.n_equal} the same, {len(self.different)} different, "
-        return [
-            f"{head}{len(self.missing)} missing, {len(self.unexpected)} unexpected",
-            *(f"missing     {name}" for name in self.missing),
-            *(f"unexpected  {name}" for name in self.unexpected),
-            *(f"different   {name}: {how}" for name, how in sorted(self.different.items())),
-        ]
-
-
-class DifferentError(Exception):
-    """A study is not what its reference says; the message is the list of differences."""
-
-
-def compare_manifests(ours: Mapping[str, str], reference: Mapping[str, str]) -> Comparison:
-    """Compare digest by digest: for studies built on the same class of machine."""
-    result = Comparison(sorted(set(reference) - set(ours)), sorted(set(ours) - set(reference)))
-    for name in sorted(set(ours) & set(reference)):
-        if ours[name] == reference[name]:
-            result.n_equal += 1
-        else:
-            result.different[name] = f"sha256 {ours[name][:12]}…, reference {reference[name][:12]}…"
-    return result
-
-
-def compare_tables(ours: Path, reference: Path, *, rtol: float, atol: float) -> Comparison:
-    """Compare every Parquet table below two folders within |a - b| <= atol + rtol |b|: for unlike machines."""
-    mine, theirs = ({p.relative_to(root).as_posix() for p in root.rglob("*.parquet")} for root in (ours, reference))
-    result = Comparison(sorted(theirs - mine), sorted(mine - theirs))
-    for name in sorted(mine & theirs):
-        difference = _table_difference(ours / name, reference / name, rtol=rtol, atol=atol)
-        if difference is None:
-            result.n_equal += 1
-        else:
-            result.different[name] = difference
-    return result
-
-
-def _table_difference(ours: Path, reference: Path, *, rtol: float, atol: float) -> str | None:
-    """How the tables differ: the worst column of numbers, or the first column of anything else."""
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
-
-    a = pd.read_parquet(ours)
-    try:
-        b = pd.read_parquet(reference)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        return f"the reference cannot be read ({str(error)[:200]!r})"
-    if a.shape != b.shape or list(a.columns) != list(b.columns):
-        return f"shape {a.shape} with columns {list(a.columns)}, reference {b.shape} with {list(b.columns)}"
-    worst = None
-    for column in a.columns:
-        x, y = a[column], b[column]
-        if not (pd.api.types.is_numeric_dtype(x) and pd.api.types.is_numeric_dtype(y)):
-            unlike = [i for i, (p, q) in enumerate(zip(x, y, strict=True)) if not np.array_equal(p, q)]
-            if unlike:
-                return f"column {column}, row {unlike[0]}: {x.iloc[unlike[0]]!r}, reference {y.iloc[unlike[0]]!r}"
-            continue
-        x, y = x.to_numpy(float), y.to_numpy(float)
-        excess = np.abs(x - y) - (atol + rtol * np.abs(y))
-        excess[(x == y) | (np.isnan(x) & np.isnan(y))] = -np.inf
-        excess[np.isnan(x) != np.isnan(y)] = np.inf
-        row = int(excess.argmax()) if len(excess) else 0
-        if len(excess) and excess[row] > 0 and (worst is None or excess[row] > worst[0]):
-            worst = (excess[row], f"column {column}, row {row}: {x[row]:.6g}, reference {y[row]:.6g}")
-    return worst and f"{worst[1]} (tolerance {atol:g} + {rtol:g} |reference|)"

@@ -25,7 +25,19 @@ def test_every_module_that_a_script_loads_is_among_its_library_files(script):
 def test_imports_run_one_way_down_the_layers():
     layers = {
         **dict.fromkeys(
-            ("advice", "config", "endpoints", "extras", "gpu", "library", "record", "redaction", "registry"), 0
+            (
+                "advice",
+                "comparison",
+                "config",
+                "endpoints",
+                "extras",
+                "gpu",
+                "library",
+                "record",
+                "redaction",
+                "registry",
+            ),
+            0,
         ),
         **dict.fromkeys(("reproduce", "rule", "strict_yaml", "terminal", "tracking"), 0),
         **dict.fromkeys(("datasets", "models", "activations"), 1),

@@ -4,7 +4,6 @@ import subprocess
 import zipfile
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from saeflow import reproduce
@@ -48,37 +47,3 @@ def test_a_line_that_is_no_digest_is_named(tmp_path):
     (tmp_path / "m").write_text("abc  x\n")
     with pytest.raises(ValueError, match="m, line 1: expected"):
         reproduce.read_manifest(tmp_path / "m")
-
-
-def test_manifests_are_compared_file_by_file():
-    result = reproduce.compare_manifests(
-        {"a": "1" * 64, "b": "2" * 64, "c": "3" * 64}, {"a": "1" * 64, "b": "9" * 64, "d": "4" * 64}
-    )
-    assert (result.n_equal, result.missing, result.unexpected, list(result.different)) == (1, ["d"], ["c"], ["b"])
-    assert not result.equal
-    assert reproduce.compare_manifests({"a": "1"}, {"a": "1"}).equal
-
-
-def tables(folder, **columns):
-    folder.mkdir(exist_ok=True)
-    pd.DataFrame(columns).to_parquet(folder / "t.parquet")
-    return folder
-
-
-def test_tables_are_compared_within_tolerance_and_the_worst_number_is_told(tmp_path):
-    ours = tables(tmp_path / "a", name=["p", "q"], x=[1.0, float("nan")], y=[10.0, 20.0])
-    near = tables(tmp_path / "b", name=["p", "q"], x=[1.0 + 1e-7, float("nan")], y=[10.0, 20.0])
-    far = tables(tmp_path / "c", name=["p", "q"], x=[1.1, float("nan")], y=[10.0, 25.0])
-    assert reproduce.compare_tables(ours, near, rtol=1e-6, atol=0).equal
-    difference = reproduce.compare_tables(ours, far, rtol=1e-6, atol=0).different["t.parquet"]
-    assert difference.startswith("column y, row 1: 20, reference 25")
-
-
-def test_a_number_where_the_reference_has_none_is_a_difference(tmp_path):
-    ours, theirs = tables(tmp_path / "a", x=[1.0]), tables(tmp_path / "b", x=[float("nan")])
-    assert not reproduce.compare_tables(ours, theirs, rtol=1, atol=1).equal
-
-
-def test_text_columns_must_be_equal(tmp_path):
-    ours, theirs = tables(tmp_path / "a", s=["x", "y"]), tables(tmp_path / "b", s=["x", "z"])
-    assert "row 1: 'y', reference 'z'" in reproduce.compare_tables(ours, theirs, rtol=1, atol=1).different["t.parquet"]

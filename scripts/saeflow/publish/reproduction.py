@@ -19,7 +19,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import parquet
 
-from saeflow import record, reproduce, strict_yaml
+from saeflow import comparison, record, reproduce, strict_yaml
 from saeflow.config import paths
 from saeflow.config.paths import IMAGES, Named
 from saeflow.config.reading import load, parse
@@ -156,9 +156,9 @@ def _check_digests(root: Path, described: Described) -> None:
 
 
 def _same(root: Path, here: Mapping[str, str], declared: Mapping[str, str]) -> None:
-    comparison = reproduce.compare_manifests(here, declared)
-    if not comparison.equal:
-        raise CrateError(f"{root}: altered since it was made\n" + "\n".join(map(plain, comparison.lines())))
+    result = comparison.compare_manifests(here, declared)
+    if not result.equal:
+        raise CrateError(f"{root}: altered since it was made\n" + "\n".join(map(plain, result.lines())))
 
 
 def _check_files(root: Path, paths: Iterable[Path]) -> None:
@@ -242,11 +242,11 @@ def _check_inputs(root: Path, study: Study) -> None:
         ours = study_inputs.digests_of(study)
     except OSError as error:
         raise CrateError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    comparison = reproduce.compare_manifests(ours, theirs)
-    if not comparison.equal:
+    result = comparison.compare_manifests(ours, theirs)
+    if not result.equal:
         raise CrateError(
             "the study would read other files than those that it was made from\n"
-            + "\n".join(map(plain, comparison.lines()))
+            + "\n".join(map(plain, result.lines()))
         )
 
 
