@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.config.saes import Gated, JumpReLU, Penalised, ReLU, SAEs, Training
+from saeflow.config.saes import Gated, JumpReLU, Penalised, ReLU, SAEs, Training, Variant
 from saeflow.reproduce import child_seed
 from saeflow.sae import health
 from saeflow.sae.architectures import SparseAutoencoder, TopK
@@ -90,7 +90,7 @@ def fit(
     rows = {i: calibration_rows(stores[i], seed, parts[i][1]) for i in {key.store for key in todo}}
     stores = [trained_on for trained_on, _ in parts]
 
-    def trained(of: Sequence[tuple[Key, saes.SparseAutoencoder]]) -> list[TrainedSAE]:
+    def trained(of: Sequence[tuple[Key, Variant]]) -> list[TrainedSAE]:
         # The same first weights for all variants of a seed, so that they differ by their objective alone.
         members = [
             Member(
