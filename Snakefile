@@ -27,8 +27,8 @@ onstart:
     check_endpoint()
 
 
-include: "workflow/rules/datasets.smk"
-include: "workflow/rules/models.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/networks.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/saes.smk"
 include: "workflow/rules/features.smk"
@@ -37,12 +37,6 @@ include: "workflow/rules/features.smk"
 if STUDY.injection:
 
     include: "workflow/rules/injection.smk"
-
-
-if STUDY.language:
-
-    include: "workflow/rules/language_common.smk"
-    include: "workflow/rules/language.smk"
 
 
 if STUDY.geometry:

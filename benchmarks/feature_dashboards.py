@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from saeflow.activations import ActivationStore
 from saeflow.config.language import LanguageFeatures
+from saeflow.datasets.inputs.texts import Texts
 from saeflow.features import dashboards
-from saeflow.models.language_capture import SOURCE
 from saeflow.sae.architectures import JumpReLU
 
 CONTEXT = 128
@@ -40,7 +40,7 @@ def sae(d_in: int, d_sae: int) -> JumpReLU:
 
 def write(folder: Path, n: int, d_in: int) -> ActivationStore:
     generator = torch.Generator().manual_seed(1)
-    with ActivationStore.create(folder, d_in, "float16", source_columns=SOURCE) as writer:
+    with ActivationStore.create(folder, d_in, "float16", source_columns=Texts.columns) as writer:
         for first in range(0, n, CONTEXT):
             token = torch.randint(VOCABULARY, (CONTEXT,), generator=generator)
             context = torch.full((CONTEXT,), first // CONTEXT)

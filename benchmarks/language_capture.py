@@ -23,7 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from saeflow.activations import ActivationStore
 from saeflow.config.language import Hook
 from saeflow.datasets import contexts, texts
-from saeflow.models import hook_points, language, language_capture
+from saeflow.datasets.inputs.texts import Texts, batches_of
+from saeflow.models import hook_points, language
+from saeflow.models.capture import capture
+from saeflow.models.networks.transformers import Transformers
 
 SETTINGS = {"dtype": "float32", "attention": "sdpa", "device_map": None, "trust_remote_code": False}
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -52,7 +55,8 @@ def main() -> None:
     contexts.write(folder / "tokens.parquet", packed, context_size=options.context, start=tokens.start)
     file = contexts.TokenFile.open(folder / "tokens.parquet")
     hooks = {name: Hook(module=name) for name in options.hooks}
-    widths = language_capture.width(model, hooks, 0)
+    network = Transformers(model, hooks)
+    widths = network.widths()
 
     def bare() -> None:
         recorder = hook_points.Recorder(model, hooks)
@@ -64,19 +68,19 @@ def main() -> None:
         for batch in file.batches(options.batch):
             model(torch.from_numpy(batch.tokens).to(options.device), use_cache=False)
 
-    def capture() -> None:
+    def stored() -> None:
         stores = {
-            name: ActivationStore.create(
-                folder / name, widths[name], options.dtype, source_columns=language_capture.SOURCE, if_exists="replace"
+            (0, name): ActivationStore.create(
+                folder / name, widths[name], options.dtype, source_columns=Texts.columns, if_exists="replace"
             )
             for name in hooks
         }
-        language_capture.capture(model, file.batches(options.batch), hooks, stores)
+        capture(network, batches_of(file.batches(options.batch)), stores)
         for store in stores.values():
             store.close()
 
     n = len(file) * file.context_size
-    best = rounds({"bare, to the last hook point": bare, "bare, whole model": whole, "capture": capture}, options)
+    best = rounds({"bare, to the last hook point": bare, "bare, whole model": whole, "capture": stored}, options)
     print(f"{n} tokens, {len(hooks)} hook points of {list(widths.values())}, {options.device}, {options.dtype}")
     for kind, index in (("CPU", 0), ("wall", 1)):
         seconds = {name: times[index] for name, times in best.items()}

@@ -31,7 +31,10 @@ from saeflow.activations import ActivationStore  # noqa: E402
 from saeflow.config.language import Hook  # noqa: E402
 from saeflow.config.saes import SAEs  # noqa: E402
 from saeflow.datasets import contexts, texts  # noqa: E402
-from saeflow.models import language, language_capture  # noqa: E402
+from saeflow.datasets.inputs.texts import Texts, batches_of  # noqa: E402
+from saeflow.models import language  # noqa: E402
+from saeflow.models.capture import capture  # noqa: E402
+from saeflow.models.networks.transformers import Transformers  # noqa: E402
 from saeflow.publish import style  # noqa: E402
 from saeflow.sae import fitting  # noqa: E402
 
@@ -69,11 +72,11 @@ def measure(options: argparse.Namespace, n_tokens: int, folder: Path) -> dict[st
     memory, started = Anonymous(), time.process_time()
     memory.start()
     model = language.load(options.model, SETTINGS, "cpu")
-    (d_in,) = language_capture.width(model, hooks, tokens.start or 0).values()
-    source = language_capture.SOURCE
-    with ActivationStore.create(folder / "store", d_in, "float16", source_columns=source) as writer:
-        batches = contexts.TokenFile.open(folder / "tokens.parquet").batches(32)
-        language_capture.capture(model, batches, hooks, {options.hook: writer})
+    network = Transformers(model, hooks)
+    (d_in,) = network.widths().values()
+    with ActivationStore.create(folder / "store", d_in, "float16", source_columns=Texts.columns) as writer:
+        batches = batches_of(contexts.TokenFile.open(folder / "tokens.parquet").batches(32))
+        capture(network, batches, {(0, options.hook): writer})
     captured = time.process_time()
     store = ActivationStore.open(folder / "store")
     saes = SAEs.model_validate(

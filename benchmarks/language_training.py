@@ -35,7 +35,10 @@ from saeflow.activations import ActivationStore  # noqa: E402
 from saeflow.config.language import Hook  # noqa: E402
 from saeflow.config.saes import SAEs  # noqa: E402
 from saeflow.datasets import contexts, texts  # noqa: E402
-from saeflow.models import language, language_capture  # noqa: E402
+from saeflow.datasets.inputs.texts import Texts, batches_of  # noqa: E402
+from saeflow.models import language  # noqa: E402
+from saeflow.models.capture import capture  # noqa: E402
+from saeflow.models.networks.transformers import Transformers  # noqa: E402
 from saeflow.sae import fitting, formats, language_metrics  # noqa: E402
 from saeflow.sae.metrics import measure  # noqa: E402
 
@@ -86,7 +89,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict:
     (folder / "tokens").mkdir()
     pd.DataFrame({"input_ids": rows}).to_parquet(folder / "tokens" / "train.parquet")
     model = language.load(options.model, SETTINGS, "cpu")
-    d_in, *_ = language_capture.width(model, hooks_of(options.hooks), tokens.start or 0).values()
+    d_in, *_ = Transformers(model, hooks_of(options.hooks)).widths().values()
     return {
         "model": str(options.model.resolve()),
         "files": files,
@@ -117,12 +120,12 @@ def captured(job: dict, model: torch.nn.Module, folder: Path, part: str) -> dict
     """The activations of a part of the text, a store for each hook point."""
     with ExitStack() as stack:
         stores = {
-            name: stack.enter_context(
-                ActivationStore.create(folder / name, job["d_in"], "float32", source_columns=language_capture.SOURCE)
+            (0, name): stack.enter_context(
+                ActivationStore.create(folder / name, job["d_in"], "float32", source_columns=Texts.columns)
             )
             for name in job["hooks"]
         }
-        language_capture.capture(model, contexts_of(job["files"][part]), hooks_of(job["hooks"]), stores)
+        capture(Transformers(model, hooks_of(job["hooks"])), batches_of(contexts_of(job["files"][part])), stores)
     return {name: ActivationStore.open(folder / name) for name in job["hooks"]}
 
 

@@ -1,67 +1,60 @@
-"""Capture activations: one pass of each split through all seeds of an architecture and role, every hook point at once.
+"""Capture activations: one pass of each split through a network, or through a stack of them, writes every hook point.
 
-Each store holds one seed, hook point and split; row i is image i of that split, all classes included. With several jobs
-per network, each writes its own part of every store, from its share of the images.
+Each store holds one member, hook point and split. With several jobs, each writes its own part of every store.
 """
 
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
-import torch
-
-from saeflow.activations import Part, PartWriter, batches_of, rows_of, write_manifest
-from saeflow.config.images import Activations
-from saeflow.datasets.images import ImageDataset
-from saeflow.models import classifiers
+from saeflow.activations import Part, PartWriter, write_manifest
+from saeflow.datasets.inputs import INPUTS
+from saeflow.models.capture import capture
+from saeflow.models.networks import NETWORKS
 from saeflow.rule import run
 
-SPLITS = ("train", "test")
 
-
-def main(*, dataset: Path, weights: Path, parts: list[Path], manifests: list[Path], cfg: dict) -> None:
+def main(*, given: list[Path], network: list[Path], parts: list[Path], manifests: list[Path], cfg: dict) -> None:
     """
     Arguments:
-        dataset: .npz of `build_dataset`.
-        weights: .safetensors of `train_classifiers`.
-        parts: folder of this job's part of each store, in the order seeds x hook points x splits.
+        given: files of the input.
+        network: files of the network.
+        parts: folder of this job's part of each store, in the order members x hook points x splits.
         manifests: manifest.json of each store, in that order, if this job writes the whole of them; else none.
-        cfg: `activations` (section), `seeds`, `device`, and with several jobs `shard`, the number of this one.
+        cfg: `kind` of the network, `settings` (what the study says of it), `activations` (section), `device`, and with
+            several jobs `shard`, the number of this one.
     Raises:
-        ClassifierError: a seed that the weights do not hold, or a hook point that the architecture does not have.
+        ValueError: network, input, hook points and settings that do not go with one another; says which.
     """
-    data, settings = ImageDataset.load(dataset), Activations.model_validate(cfg["activations"])
-    role = classifiers.describe(weights)["role"]
-    classifier = classifiers.load(weights, cfg["device"], cfg["seeds"])
-    folders = dict(zip(product(cfg["seeds"], settings.hook_points, SPLITS), parts, strict=True))
-    for split in SPLITS:
-        images = torch.from_numpy(getattr(data, split).inputs())
-        own = rows_of(int(cfg.get("shard", 0)), settings.shards, len(images), settings.chunk_rows)
+    kind, stored = NETWORKS[cfg["kind"]], cfg["activations"]
+    opened = INPUTS[kind.reads].open(given)
+    reader = kind.open(network, opened, cfg["settings"], cfg["device"])
+    widths = reader.widths()
+    folders = dict(zip(product(range(reader.n_members), reader.hooks, opened.splits), parts, strict=True))
+    for split in opened.splits:
         with ExitStack() as stack:
-            writers = {}
-            for i, seed in enumerate(cfg["seeds"]):
-                for hook in settings.hook_points:
-                    writer = PartWriter(
-                        folders[seed, hook, split],
-                        d=classifier.width(hook),
-                        dtype=settings.dtype,
-                        chunk_rows=settings.chunk_rows,
-                        source_columns=("image",),
-                        metadata={
-                            "dataset": data.name,
-                            "split": split,
-                            "architecture": classifier.architecture,
-                            "role": role,
-                            "seed": seed,
-                            "hook_point": classifier.resolve(hook),
-                        },
+            writers = {
+                (member, hook): stack.enter_context(
+                    PartWriter(
+                        folders[member, hook, split],
+                        d=widths[hook],
+                        dtype=stored["dtype"],
+                        chunk_rows=stored["chunk_rows"],
+                        source_columns=opened.columns,
+                        metadata=opened.metadata(split) | reader.metadata(member, hook),
+                        if_exists="replace",
                     )
-                    writers[i, hook] = stack.enter_context(writer)
-            for batch, kept in batches_of(own, len(images), settings.batch_size):
-                rows = torch.arange(batch.start, batch.stop)
-                values = classifier.values(images[rows].to(classifier.device), settings.hook_points)
-                for (i, hook), writer in writers.items():
-                    writer.append(values[hook][i][kept], rows[kept])
+                )
+                for member, hook in product(range(reader.n_members), reader.hooks)
+            }
+            batches = opened.batches(
+                split,
+                int(cfg.get("shard", 0)),
+                stored["shards"],
+                batch_size=stored["batch_size"],
+                chunk_rows=stored["chunk_rows"],
+            )
+            capture(reader, batches, writers)
     for manifest, part in zip(manifests, parts, strict=False):
         write_manifest(manifest.parent, [Part.read(part)])
 

@@ -32,7 +32,7 @@ def main(
         model: the model's folder, or its files.
         sae: cfg.json of the SAE.
         stores: manifest.json of the training split and of the one held out.
-        features: table of `analyze_language_features`.
+        features: table of `analyze_features`.
         activity, selection: .npz and .json of `select_inversion_features`.
         found: texts of `invert_features`; empty if nothing was searched for.
         explanations: table to write, a row per feature; `saeflow.inversion.explanations.scoring` has the scores.

@@ -1,4 +1,4 @@
-"""Gather the tables of all jobs into one table per question, and summarise them over seeds."""
+"""Gather the tables of all jobs into one table per question, and summarize them over seeds."""
 
 from pathlib import Path
 
@@ -14,23 +14,15 @@ def main(
     features: list[Path],
     parquet: list[Path],
     csv: list[Path],
+    cfg: dict,
 ) -> None:
     """
     Arguments:
-        sidecars: .json of each architecture's and role's networks.
-        metrics, curves, features: tables of `evaluate_saes`, `train_saes` and `analyze_features`; none without SAEs.
-        parquet, csv: tables to write, by their names below.
+        sidecars, metrics, curves, features: files of the jobs, as the functions of `saeflow.publish.tables` take them.
+        parquet, csv: tables to write, by their names there.
+        cfg: `reads`, the kind of input.
     """
-    by_name = {"classifiers": tables.classifiers(sidecars)}
-    if metrics:
-        saes, latents = tables.gather(metrics), tables.gather(features)
-        by_name |= {
-            "saes": saes,
-            "saes_summary": tables.summarize(saes, tables.SAE_GROUP, tables.SAE_METRICS),
-            "training": tables.gather(curves),
-            "features": latents,
-            "features_summary": tables.summarize_features(latents),
-        }
+    by_name = tables.TABLES[cfg["reads"]](sidecars, metrics, curves, features)
     for exact, readable in zip(parquet, csv, strict=True):
         tables.write(by_name[exact.stem], exact, readable)
 

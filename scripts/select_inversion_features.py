@@ -30,7 +30,7 @@ def main(
         model: the model's folder, or its files.
         sae: cfg.json of the SAE.
         store: manifest.json of the training split.
-        features: table of `analyze_language_features`.
+        features: table of `analyze_features`.
         activity: .npz to write, of `saeflow.inversion.selection.activity`.
         selection: table to write, a row per latent: filters, clusters, place on the map, role if it was chosen.
         distances: table to write, the curves that DBSCAN's eps was read from; empty without it.

@@ -1,4 +1,4 @@
-"""Train the SAEs of one architecture, role and hook point, or one job's share of them; saved for SAELens."""
+"""Train the SAEs of one hook point, of all members of a network, or one job's share of them; saved for SAELens."""
 
 from pathlib import Path
 
@@ -7,26 +7,26 @@ from pyarrow import parquet
 
 from saeflow.activations import ActivationStore
 from saeflow.config.saes import SAEs
-from saeflow.models import classifiers
-from saeflow.models.splicing import SplicedOutput
 from saeflow.rule import run
-from saeflow.sae import fitting, formats, sharing
+from saeflow.sae import fitting, formats, health, sharing
 
 
-def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: list[Path], cfg: dict) -> None:
+def main(*, network: list[Path], stores: list[Path], saes: list[Path], curves: list[Path], cfg: dict) -> None:
     """
     Arguments:
-        weights: .safetensors of `train_classifiers`.
-        stores: manifest.json of each seed's training store.
+        network: files of a network whose output the SAEs are trained on as well (`splice_kl`); else none.
+        stores: manifest.json of each member's training store.
         saes: cfg.json of each SAE to write, in the order of `saeflow.sae.sharing.jobs`.
         curves: tables to write, one per SAE, a row per recorded training step.
-        cfg: `saes` (section), `shard` (which of its jobs this is), `seeds`, `architecture`, `role`, `hook`, `seed`
-            (root of the draws), `device`.
+        cfg: `saes` (section), `shard` (which of its jobs this is), `members` (columns that say which, for each),
+            `origins` (what SAELens is to know of each), `seeds` of a network that is spliced, `hook`, `seed` (root of
+            the draws), `device`.
+    Raises:
+        FittingError: SAEs that diverged, died or miss their target; the others are written before.
     """
     spec = SAEs.model_validate(cfg["saes"])
     opened = [ActivationStore.open(path) for path in stores]
     keys = sharing.jobs(spec, len(opened), cfg["device"])[cfg["shard"]]
-    splice = SplicedOutput(classifiers.load(weights, cfg["device"], cfg["seeds"]), cfg["hook"])
     # Beside the first SAE: Snakemake removes what a failed job leaves inside.
     checkpoint = saes[0].parent.with_name(f"{saes[0].parent.name}.checkpoint")
     finished = {
@@ -39,25 +39,27 @@ def main(*, weights: Path, stores: list[Path], saes: list[Path], curves: list[Pa
         seed=cfg["seed"],
         keys=keys,
         device=cfg["device"],
-        splice=splice,
+        splice=_spliced(network, cfg) if network else None,
         checkpoint=checkpoint,
+        check=health.check,
         finished=finished,
     ):
         path, curve = outputs[key]
-        metadata, seed = opened[key.store].metadata, cfg["seeds"][key.store]
-        formats.save(
-            result.sae,
-            path.parent,
-            {
-                "model_name": f"{cfg['architecture']}-{cfg['role']}-s{seed}",
-                "hook_name": metadata["hook_point"],
-                "dataset_path": metadata["dataset"],
-                "variant": spec.variants[key.variant].model_dump(mode="json") | {"name": key.variant, "seed": key.seed},
-            },
-        )
-        identity = {"architecture": cfg["architecture"], "role": cfg["role"], "hook_point": cfg["hook"], "seed": seed}
-        identity |= {"variant": key.variant, "sae_seed": key.seed}
+        stored = opened[key.store].metadata
+        origin = {"hook_name": stored["hook_point"], **cfg["origins"][key.store]}
+        if "context_size" in stored:
+            origin |= {"context_size": stored["context_size"], "prepend_bos": stored["start_token"] is not None}
+        variant = spec.variants[key.variant].model_dump(mode="json") | {"name": key.variant, "seed": key.seed}
+        formats.save(result.sae, path.parent, origin | {"variant": variant})
+        identity = cfg["members"][key.store] | {"variant": key.variant, "sae_seed": key.seed}
         parquet.write_table(pa.Table.from_pylist([identity | row for row in fitting.curves(result)]), curve)
+
+
+def _spliced(network: list[Path], cfg: dict) -> fitting.Splice:
+    from saeflow.models import classifiers
+    from saeflow.models.splicing import SplicedOutput
+
+    return SplicedOutput(classifiers.load(network[0], cfg["device"], cfg["seeds"]), cfg["hook"])
 
 
 if __name__ == "__main__":

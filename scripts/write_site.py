@@ -28,7 +28,7 @@ def main(
     """
     Arguments:
         tables: of the classifiers, their SAEs and features, as far as the study has them.
-        language: tables of `gather_language_tables`; none without language models.
+        language: tables of `gather_tables_language`; none without language models.
         injection: `summary`, `pairs`, `curve`, `confusion` and `examples` of the injection study; none without one.
         images: .npz of `build_dataset`; empty without an injection study.
         inversion: tables of each SAE's inversion, below folders of its model, hook point and variant; none without one.

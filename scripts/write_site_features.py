@@ -33,7 +33,7 @@ def main(
     Arguments:
         dataset: .npz of `build_dataset`; empty without SAEs on images.
         tables, arrays: .parquet and .npz of `analyze_features`, in the same order.
-        texts, contexts, summaries: features.parquet, contexts.parquet and summary.json of `analyze_language_features`,
+        texts, contexts, summaries: features.parquet, contexts.parquet and summary.json of `analyze_features`,
             in the same order.
         concepts: scores.parquet of `test_concepts`, in that order.
         inversion: tables of each SAE's inversion, below folders of its model, hook point and variant; none without one.

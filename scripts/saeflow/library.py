@@ -5,36 +5,40 @@ rerun by an edit of any of them and by nothing else.
 """
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 
 
-def modules_of(script: Path) -> list[str]:
-    """Files of the package that a script imports, directly or through other modules, sorted."""
+def modules_of(script: Path, kinds: Collection[str] = ()) -> list[str]:
+    """Files of the package that a script imports, directly or through other modules, sorted.
+
+    Arguments:
+        kinds: names of modules; of a registry's package that has some of them, only these count.
+    """
     found: set[Path] = set()
-    waiting = list(_imports(script))
+    waiting = list(_imports(script, frozenset(kinds)))
     while waiting:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting += _imports(module)
+            waiting += _imports(module, frozenset(kinds))
     return sorted(str(path) for path in found)
 
 
 @cache
-def _imports(source: Path) -> tuple[Path, ...]:
+def _imports(source: Path, kinds: frozenset[str] = frozenset()) -> tuple[Path, ...]:
     """Files of the package that one file names in its import statements, wherever they stand, and those of the packages
     that its registries read."""
     tree = ast.parse(source.read_text(encoding="utf-8"))
     found = [path for node in _statements(tree.body) for path in _files(node, source)]
-    found += [path for node in tree.body for path in _kinds(node)]
+    found += [path for node in tree.body for path in _kinds(node, kinds)]
     return tuple(dict.fromkeys(found))
 
 
-def _kinds(node: ast.AST) -> Iterator[Path]:
+def _kinds(node: ast.AST, kinds: frozenset[str]) -> Iterator[Path]:
     """Files of the package that a `Registry("saeflow.…")` reads, where a statement makes one."""
     call = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
     if isinstance(call, ast.Call) and isinstance(call.func, ast.Name | ast.Subscript | ast.Attribute) and call.args:
@@ -42,7 +46,8 @@ def _kinds(node: ast.AST) -> Iterator[Path]:
         package = call.args[0]
         if isinstance(name, ast.Name) and name.id == "Registry" and isinstance(package, ast.Constant):
             yield from _files_of(package.value)
-            yield from sorted(PACKAGE.joinpath(*package.value.split(".")[1:]).glob("*.py"))
+            modules = sorted(PACKAGE.joinpath(*package.value.split(".")[1:]).glob("*.py"))
+            yield from [module for module in modules if module.stem in kinds] or modules
 
 
 def _statements(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:

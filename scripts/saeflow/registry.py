@@ -1,6 +1,7 @@
 """Kinds of a thing by name: a new kind is a new file, which registers itself."""
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -9,9 +10,11 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Kinds by name, in the order of their modules' names; the modules of `package` are imported when one is asked for.
+    """Kinds by name, in the order of their modules' names.
 
-    A package is given by its name, written out, so that `saeflow.library` can read which files belong to it.
+    A kind whose module has its name is looked up by importing that module alone; all are imported where they are
+    listed, or a name is not a module's. `package` is written out, so that `saeflow.library` can read which files belong
+    to it.
     """
 
     def __init__(self, package: str) -> None:
@@ -39,7 +42,9 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._kinds
 
     def __getitem__(self, name: str) -> T:
-        return self._read()[name]
+        if name not in self._kinds and importlib.util.find_spec(f"{self._package}.{name}"):
+            importlib.import_module(f"{self._package}.{name}")
+        return self._kinds[name] if name in self._kinds else self._read()[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._read())

@@ -13,11 +13,12 @@ TRAINING = """
 import sys
 from pathlib import Path
 import torch
-from saeflow import config, tracking
+from saeflow import tracking
 from saeflow.activations import ActivationStore
+from saeflow.config.saes import SAEs, TopK, Training
 from saeflow.sae import fitting
-variant = config.TopK(architecture="topk", d_sae=32, k=4)
-saes = config.SAEs(variants={"topk": variant}, seeds=(0, 1), training=config.Training(
+variant = TopK(architecture="topk", d_sae=32, k=4)
+saes = SAEs(variants={"topk": variant}, seeds=(0, 1), training=Training(
     steps=40, batch_size=64, warmup_steps=5, sparsity_warmup_steps=5))
 store = ActivationStore.from_array(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
 with tracking.followed(Path(sys.argv[1])):

@@ -108,16 +108,24 @@ def test_training_that_diverges_names_the_network_and_the_step_size(digits):
         train("FFN", digits, MEMBERS[:1], settings)
 
 
-def study(architecture="ConvNet", **activations):
-    """Settings of both scripts."""
+def study(architecture="ConvNet"):
+    """Settings of a training."""
     roles = {"full": {"classes": list(range(10))}, "target": {"classes": [0, 1, 2, 3]}}
     settings = Classifiers(epochs=1, seeds=(3, 5), roles=roles)
     return {
         "architecture": architecture,
         "classifiers": settings.model_dump(mode="json"),
-        "activations": Activations(**activations).model_dump(mode="json"),
-        "seeds": [3, 5],
         "seed": 0,
+        "device": "cpu",
+    }
+
+
+def capture(hooks, seeds, **activations):
+    """Settings of a capture."""
+    return {
+        "kind": "classifiers",
+        "settings": {"seeds": seeds, "hook_points": hooks},
+        "activations": Activations(**activations).model_dump(mode="json"),
         "device": "cpu",
     }
 
@@ -140,16 +148,15 @@ def test_each_role_s_file_holds_all_its_seeds_and_what_they_reach(tmp_path, save
 
 def test_stores_hold_what_the_network_computes_from_every_image(tmp_path, saved, digits):
     hooks = ["last.pre", "conv1.post"]
-    cfg = study(hook_points=hooks, batch_size=100, chunk_rows=256)
     weights = [tmp_path / "full.safetensors", tmp_path / "target.safetensors"]
-    train_classifiers.main(dataset=saved, weights=weights, cfg=cfg)
+    train_classifiers.main(dataset=saved, weights=weights, cfg=study())
     folders = [tmp_path / f"{s}-{h}-{split}" for s in (5, 3) for h in hooks for split in ("train", "test")]
     capture_activations.main(
-        dataset=saved,
-        weights=weights[1],
+        given=[saved],
+        network=[weights[1]],
         parts=[folder / "part-0" for folder in folders],
         manifests=[folder / "manifest.json" for folder in folders],
-        cfg=cfg | {"seeds": [5, 3]},
+        cfg=capture(hooks, [5, 3], batch_size=100, chunk_rows=256),
     )
     values = classifiers.load(weights[1]).values(torch.from_numpy(digits.test.inputs()), hooks)
     for i, seed in enumerate((3, 5)):
@@ -168,5 +175,5 @@ def test_a_seed_that_was_not_trained_is_refused(tmp_path, saved):
     train_classifiers.main(dataset=saved, weights=weights, cfg=study("FFN"))
     with pytest.raises(ClassifierError, match=r"full\.safetensors: holds seeds \[3, 5\], asked for \[4\]"):
         capture_activations.main(
-            dataset=saved, weights=weights[0], parts=[], manifests=[], cfg=study() | {"seeds": [3, 4]}
+            given=[saved], network=weights[:1], parts=[], manifests=[], cfg=capture(["last.pre"], [3, 4])
         )

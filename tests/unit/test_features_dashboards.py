@@ -11,10 +11,10 @@ from random_saes import random_sae
 
 from saeflow.activations import ActivationStore
 from saeflow.config.language import LanguageFeatures
+from saeflow.datasets.inputs.texts import Texts
 from saeflow.features import coactivation, dashboards, firing, logit_lens
 from saeflow.features.code_file import CodeFile
 from saeflow.features.text_contexts import windows
-from saeflow.models.language_capture import SOURCE
 from saeflow.sae.codes import Codes
 
 N, D_SAE = 200, 12
@@ -125,7 +125,7 @@ def text_store(tmp_path=None) -> ActivationStore:
     rows += [(1, p, 1 if p < 4 else 2, 200 + p) for p in range(10)]
     rows += [(2, p, 3, 300 + p) for p in range(3)]
     x = torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(0))
-    return ActivationStore.from_array(x, torch.tensor(rows), source_columns=SOURCE)
+    return ActivationStore.from_array(x, torch.tensor(rows), source_columns=Texts.columns)
 
 
 def test_windows_end_where_their_document_or_context_ends(tmp_path):
@@ -151,7 +151,7 @@ def test_windows_end_where_their_document_or_context_ends(tmp_path):
 
 def test_a_window_ends_where_a_special_token_stood_in_the_text(tmp_path):
     rows = torch.tensor([[0, position, 0, 100 + position] for position in (0, 1, 2, 4, 5, 6, 8)])
-    store = ActivationStore.from_array(torch.ones(7, 4), rows, source_columns=SOURCE)
+    store = ActivationStore.from_array(torch.ones(7, 4), rows, source_columns=Texts.columns)
     z = torch.arange(1.0, 8)[:, None]
     peaks = np.array([1, 4, 6])
     found = windows(store, filed(tmp_path, z, 7), peaks, np.zeros(3, int), before=4, after=4)

@@ -12,12 +12,13 @@ from random_saes import random_sae
 import analyze_features
 import draw_feature_cards
 from saeflow.activations import ActivationStore
-from saeflow.config import images
+from saeflow.config.images import Features
 from saeflow.datasets.images import ImageDataset, ImageSplit
 from saeflow.features.analysis import Context, Split, analyze
 from saeflow.features.report import COLUMNS, report
 from saeflow.models import classifiers
-from saeflow.publish.cards import Features, card
+from saeflow.publish.cards import Features as Shown
+from saeflow.publish.cards import card
 from saeflow.reproduce import manifest
 from saeflow.sae import formats
 
@@ -38,9 +39,9 @@ def study(tmp_path_factory):
     ImageDataset("blobs", 3, train, train[:0], test).save(root / "data.npz")
     network = classifiers.StackedClassifier("SimpleNN", (8, 8), 3, 2).initialize([3, 5])
     classifiers.save(network, root / "net.safetensors", {"role": "full", "members": [{"seed": 3}, {"seed": 5}]})
-    files = {"train_stores": [], "test_stores": [], "saes": []}
+    files = {"train_stores": [], "held_out_stores": [], "saes": []}
     for i, seed in enumerate(SEEDS):
-        for split, part in (("train", train), ("test", test)):
+        for split, part in (("train", train), ("held_out", test)):
             folder = root / f"{split}-{seed}"
             values = network.values(torch.from_numpy(part.inputs()), (HOOK,))[HOOK][i].detach()
             # Rows in another order than the images: the source says which is which.
@@ -56,18 +57,19 @@ def study(tmp_path_factory):
             folder = root / f"{variant}-{seed}"
             formats.save(sae.fold_normalization(mean, scale), folder, {})
             files["saes"].append(folder / "cfg.json")
-    return {"dataset": root / "data.npz", "weights": root / "net.safetensors"} | files
+    return {"given": [root / "data.npz"], "network": [root / "net.safetensors"]} | files
 
 
 def run_analysis(study, folder):
     folder.mkdir()
     cfg = {
-        "features": images.Features(top_examples=20, pattern_examples=8, effect_examples=16).model_dump(mode="json"),
+        "features": Features(top_examples=20, pattern_examples=8, effect_examples=16).model_dump(mode="json"),
         "seeds": SEEDS,
         "variants": VARIANTS,
         "sae_seeds": SAE_SEEDS,
-        "architecture": "SimpleNN",
-        "role": "full",
+        "reads": "images",
+        "splits": ["train", "test"],
+        "members": [{"architecture": "SimpleNN", "role": "full", "hook_point": HOOK, "seed": seed} for seed in SEEDS],
         "hook": HOOK,
         "seed": 0,
         "device": "cpu",
@@ -76,7 +78,8 @@ def run_analysis(study, folder):
         kind: [folder / f"{i}.{ending}" for i in range(4)]
         for kind, ending in (("tables", "parquet"), ("reports", "json"), ("arrays", "npz"))
     }
-    analyze_features.main(**study, **outputs, cfg=cfg)
+    beside = [*outputs["reports"], *outputs["arrays"]]
+    analyze_features.main(**study, features=outputs["tables"], beside=beside, metrics=[], cfg=cfg)
     return outputs
 
 
@@ -103,10 +106,10 @@ def test_every_table_has_the_documented_columns_and_its_own_identity(outputs):
 
 
 def test_labels_and_images_are_found_by_the_source_of_the_rows(study, outputs):
-    data = ImageDataset.load(study["dataset"])
+    data = ImageDataset.load(study["given"][0])
     arrays = np.load(outputs["arrays"][0])
     sae = formats.load(study["saes"][0].parent)
-    network = classifiers.load(study["weights"]).member(0)
+    network = classifiers.load(study["network"][0]).member(0)
     z = sae.encode(network.values(torch.from_numpy(data.train.inputs()), (HOOK,))[HOOK][0])
     for latent in range(12):
         kept = arrays["top_images"][latent] >= 0
@@ -140,7 +143,7 @@ def test_the_report_says_what_its_columns_mean_and_rounds_to_six_digits(outputs)
 def test_cards_and_gallery_are_drawn_for_all_latents_with_equal_bytes(study, outputs, tmp_path):
     for run in ("a", "b"):
         draw_feature_cards.main(
-            dataset=study["dataset"],
+            dataset=study["given"][0],
             arrays=outputs["arrays"][1],
             table=outputs["tables"][1],
             cards=tmp_path / run / "cards",
@@ -169,7 +172,7 @@ def test_a_card_draws_long_texts_and_many_classes_inside_the_picture():
     arrays |= {"label_shares": np.full((n, classes), 1 / classes), "label_rows": np.full(classes, 10)}
     arrays |= {"neighbours": np.ones((n, 5), int), "cosines": np.full((n, 5), -0.5), "image_shape": np.array([28, 28])}
     names = [chr(65 + i) for i in range(classes)]
-    features = Features([row, row], arrays, rng.random((1, 28, 28)), np.array([25]), names, "a title")
+    features = Shown([row, row], arrays, rng.random((1, 28, 28)), np.array([25]), names, "a title")
     pixels = card(features, 0).pixels()
     assert (pixels[:, :20] == 127).all()
     assert (pixels[:, 980:] == 127).all()
@@ -182,7 +185,7 @@ def test_an_sae_without_a_live_latent_is_analyzed_and_reported():
     split = Split(images.flatten(1), images, labels)
     sae = random_sae("jumprelu", 16, 8, dtype=torch.float32).replace(b_enc=torch.full((8,), -1e6))
     found = analyze(
-        sae, split, split, lambda x: x.flatten(1), lambda v: v[:, :3], Context.of(split, split, 3), images.Features(), 0
+        sae, split, split, lambda x: x.flatten(1), lambda v: v[:, :3], Context.of(split, split, 3), Features(), 0
     )
     content = report(found, {}, torch.arange(40))
     assert content["summary"]["dead_share"] == 1

@@ -682,7 +682,7 @@ def test_a_method_reads_concept_saes_if_and_only_if_its_job_gets_them(name):
     source = inspect.getsource(inspect.getmodule(method(name)))
     reads = "concept_saes(" in source
     if reads != (name in SAE_METHODS):
-        pytest.fail(f"{name} reads concept SAEs: {reads}; config.SAE_METHODS says otherwise")
+        pytest.fail(f"{name} reads concept SAEs: {reads}; saeflow.config.injection.SAE_METHODS says otherwise")
 
 
 @pytest.mark.parametrize("name", MINE)

@@ -17,9 +17,12 @@ from saeflow.config.language import Hook
 from saeflow.config.reading import parse
 from saeflow.config.sections import ConfigError
 from saeflow.datasets.contexts import pack
+from saeflow.datasets.inputs.texts import Texts, batches_of
 from saeflow.inversion import pipeline
 from saeflow.inversion.explanations import readings
-from saeflow.models import language, language_capture
+from saeflow.models import language
+from saeflow.models.capture import capture
+from saeflow.models.networks.transformers import Transformers
 from saeflow.publish import inversion_figures, inversion_map
 from saeflow.sae import formats
 
@@ -51,10 +54,8 @@ def stages(tmp_path_factory):
     for split in ("train", "held_out"):
         texts = ((i, " ".join(rng.choice(words, 30))) for i in range(60))
         parts = list(pack(texts, tokens.encode, start=tokens.start, context_size=16, n_tokens=None))
-        with ActivationStore.create(
-            folder / split, d=16, chunk_rows=256, source_columns=language_capture.SOURCE
-        ) as writer:
-            language_capture.capture(model, parts, {HOOK.name: HOOK}, {HOOK.name: writer})
+        with ActivationStore.create(folder / split, d=16, chunk_rows=256, source_columns=Texts.columns) as writer:
+            capture(Transformers(model, {HOOK.name: HOOK}), batches_of(parts), {(0, HOOK.name): writer})
     formats.save(random_sae("topk", d_in=16, d_sae=24, dtype=torch.float32), folder / "sae")
     experiment = pipeline.load_experiment_models(
         model=model_folder,

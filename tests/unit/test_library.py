@@ -29,6 +29,7 @@ def test_imports_run_one_way_down_the_layers():
                 "advice",
                 "comparison",
                 "config",
+                "config_language",
                 "endpoints",
                 "extras",
                 "gpu",
@@ -44,7 +45,7 @@ def test_imports_run_one_way_down_the_layers():
         "sae": 2,
         **dict.fromkeys(("features", "injection", "geometry", "inversion"), 3),
         **dict.fromkeys(("publish", "catalog"), 4),
-        **dict.fromkeys(("command_line", "preflight", "__main__"), 5),
+        **dict.fromkeys(("command_line", "plan", "preflight", "__main__"), 5),
     }
     for module in sorted(library.PACKAGE.rglob("*.py")):
         parts = module.relative_to(library.PACKAGE).with_suffix("").parts

@@ -25,7 +25,10 @@ from transformers import PreTrainedTokenizerFast
 from saeflow.activations import ActivationStore, Part, PartWriter
 from saeflow.config.language import EmbeddedModel, Hook
 from saeflow.datasets import contexts, texts
-from saeflow.models import causality, hook_points, language, language_capture, language_files, language_training
+from saeflow.datasets.inputs.texts import Texts, batches_of
+from saeflow.models import causality, hook_points, language, language_files, language_training
+from saeflow.models.capture import CaptureError, capture
+from saeflow.models.networks.transformers import Transformers
 
 TEXTS = ["the cat sat on the mat .", "who saw the dog ? it ran , the dog ran on", "a dog saw a cat .", "it sat ."]
 
@@ -66,7 +69,7 @@ def test_blocks_and_modules_of_every_architecture_can_be_hooked(folders, batch, 
         "before": Hook(module=f"{blocks}.1", side="input"),
         "inner": Hook(module=f"{blocks}.1.{inner}"),
     }
-    assert language_capture.width(model, hooks, 1) == {"first": 16, "before": 16, "inner": wide}
+    assert Transformers(model, hooks).widths() == {"first": 16, "before": 16, "inner": wide}
     ids = torch.from_numpy(batch.tokens)
     rows = torch.arange(3, 11)
     values = hook_points.Recorder(model, hooks)(ids, rows)
@@ -204,14 +207,13 @@ def test_a_module_that_runs_again_counts_once_and_says_so(odd, caplog):
 
 
 def write_store(path, model, batches, hooks, dtype="float32"):
-    widths = language_capture.width(model, hooks, 1)
+    network = Transformers(model, hooks)
+    widths = network.widths()
     writers = {
-        name: ActivationStore.create(
-            path / name, widths[name], dtype, chunk_rows=5, source_columns=language_capture.SOURCE
-        )
+        (0, name): ActivationStore.create(path / name, widths[name], dtype, chunk_rows=5, source_columns=Texts.columns)
         for name in hooks
     }
-    n = language_capture.capture(model, batches, hooks, writers)
+    n = capture(network, batches_of(batches), writers)
     for writer in writers.values():
         writer.close()
     return n
@@ -241,18 +243,17 @@ def test_parts_of_several_jobs_are_those_of_one(tmp_path, llama, batch, n_parts)
     many = [batch] * 7
     contexts.write(tmp_path / "tokens.parquet", many, context_size=batch.tokens.shape[1], start=0)
     file, hooks = contexts.TokenFile.open(tmp_path / "tokens.parquet"), {"x": Hook(module="model.layers.1")}
+    given = Texts({"train": file})
     assert np.array_equal(file.text_tokens(), np.tile(batch.is_text.sum(1), 7))
 
     def chunks(n):
         found = []
         for i in range(n):
-            share = language_capture.Share.of(file, i, n, chunk_rows=5, batch_size=3)
-            source = language_capture.SOURCE
+            batches = given.batches("train", i, n, batch_size=3, chunk_rows=5)
             with PartWriter(
-                tmp_path / f"{n}-{i}", d=16, dtype="float32", chunk_rows=5, source_columns=source
+                tmp_path / f"{n}-{i}", d=16, dtype="float32", chunk_rows=5, source_columns=Texts.columns
             ) as writer:
-                batches = file.batches(3, share.contexts)
-                written = language_capture.capture(llama, batches, hooks, {"x": writer}, share)
+                written = capture(Transformers(llama, hooks), batches, {(0, "x"): writer})
             assert written == Part.read(tmp_path / f"{n}-{i}").n_rows
             found.append(Part.read(tmp_path / f"{n}-{i}").digests)
         return {array: [digest for part in found for digest in part[array]] for array in ("activations", "source")}
@@ -286,8 +287,8 @@ def test_an_activation_that_is_not_finite_is_told_with_its_place(tmp_path, folde
     token = int(batch.tokens[batch.is_text][3])
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = float("nan")
-    said = rf"hook point 'x': the activation of token {token} \(document 0, position \d\) is not finite"
-    with pytest.raises(language.LanguageModelError, match=said):
+    said = rf"hook point 'x': the activation of document 0, position \d, context \d, token {token} is not finite"
+    with pytest.raises(CaptureError, match=said):
         write_store(tmp_path, model, [batch], {"x": Hook(module="model.layers.0", side="input")})
 
 

@@ -44,3 +44,12 @@ def test_the_files_of_a_registry_count_as_imported(tmp_path):
     )
     files = library.modules_of(script)
     assert {str(path) for path in (library.PACKAGE / "sae" / "objectives").glob("*.py")} <= set(files)
+
+
+def test_a_kind_is_looked_up_by_the_module_of_its_name_alone(shapes):
+    from shapes import SHAPES
+
+    assert SHAPES["circle"] == "Circle"
+    assert "shapes.square" not in sys.modules
+    with pytest.raises(KeyError):
+        SHAPES["line"]

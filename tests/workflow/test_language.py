@@ -25,9 +25,9 @@ STUDY = "language_smoke"
 HOOKS = ("model.layers.0", "model.layers.1.mlp.gate_proj")
 VARIANTS = ("batchtopk", "relu")
 REPORTED = {"write_report", "write_site", "write_manifest", "write_site_run", "verify"}
-ENDS = {"gather_language_tables", *REPORTED}
-FEATURES = {"analyze_language_features", "load_catalog", "write_site_features"}
-SAES = {"train_language_saes", "evaluate_language_saes", "test_concepts", *FEATURES}
+ENDS = {"gather_tables_language", *REPORTED}
+FEATURES = {"analyze_features_language", "load_catalog", "write_site_features"}
+SAES = {"train_saes_language", "evaluate_saes_language", "test_concepts", *FEATURES}
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,8 @@ def test_a_second_build_elsewhere_in_several_jobs_has_the_same_bytes(language, t
     other.work.mkdir()
     other.snakemake(study=changed(language, tmp_path, in_shards), environment=ASCII)
     logs = results(other) / "logs"
-    assert len(list((logs / "capture_language_activations").glob("*.log"))) == 3
-    assert len(list((logs / "train_language_saes").rglob("*.log"))) == 2 * len(HOOKS)
+    assert len(list((logs / "capture_activations_words").glob("*.log"))) == 3
+    assert len(list((logs / "train_saes_language").rglob("*.log"))) == 2 * len(HOOKS)
     one, several = (
         [
             line
@@ -205,11 +205,11 @@ def test_nothing_is_left_to_do(language):
         (lambda s: s["saes"]["training"].update(steps=151), SAES | ENDS),
         (
             lambda s: s["models"]["words"].update(hook_points=["model.layers.0"], dtype="bfloat16"),
-            {"capture_language_activations"} | SAES | ENDS,
+            {"capture_activations_words"} | SAES | ENDS,
         ),
         (
             lambda s: s["models"]["words"]["embedded"].update(steps=101),
-            {"train_language_model", "tokenize_texts", "capture_language_activations"} | SAES | ENDS,
+            {"train_language_model", "tokenize_texts", "capture_activations_words"} | SAES | ENDS,
         ),
     ],
     ids=["features", "concepts", "publish", "SAEs", "hook points", "model"],
@@ -236,7 +236,7 @@ def test_text_of_a_folder_is_stored_without_the_special_tokens_that_it_spells_ou
         change(section)
         section["text"]["separator"] = "\n"
 
-    project.snakemake("--until", "capture_language_activations", study=changed(language, tmp_path, by_line))
+    project.snakemake("--until", "capture_activations_tiny", study=changed(language, tmp_path, by_line))
     folder = results(project) / "language"
     documents = dict(texts.read(folder / "texts" / "documents.parquet"))
     assert set(documents.values()) == {line for line in lines if line}

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import yaml
 from conftest import ROOT, Project
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from saeflow import plan
 from saeflow.config.injection import METHODS
 from saeflow.config.reading import load
 from saeflow.config.sections import ConfigError
@@ -145,7 +147,7 @@ def test_every_scripted_rule_has_its_library_files_memory_and_run_time():
     for rule in SCRIPTED:
         name = rule.partition(":")[0]
         script = re.search(r"scripts/(\w+)\.py", rule).group(1)
-        assert f'lib=library("{script}")' in rule, name
+        assert re.search(rf'lib=library\("{script}"[,)]', rule), name
         assert "mem_mb=memory(" in rule, name
         assert "runtime=" in rule, name
 
@@ -354,9 +356,9 @@ def test_profiles_are_valid(project):
     assert project.planned("--workflow-profile", str(ROOT / "workflow/profiles/local"), "datasets")
 
 
-def imported_packages(script: str) -> set[str]:
+def imported_packages(script: str, kinds: Sequence[str]) -> set[str]:
     """Packages beyond the standard library that a script and its library files import at their top level."""
-    files = [ROOT / "scripts" / f"{script}.py", *map(Path, modules_of(ROOT / "scripts" / f"{script}.py"))]
+    files = [ROOT / "scripts" / f"{script}.py", *map(Path, modules_of(ROOT / "scripts" / f"{script}.py", kinds))]
     names = set()
     for file in files:
         for node in ast.parse(file.read_text()).body:
@@ -372,10 +374,14 @@ def test_every_rule_finds_what_it_imports_in_its_conda_environment():
     packages |= {"matplotlib": "matplotlib-base", "pydantic_core": "pydantic"}
     for rule in SCRIPTED:
         script = re.search(r"scripts/(\w+)\.py", rule).group(1)
-        environment = yaml.safe_load((ROOT / "envs" / re.search(r"envs/(\w+\.yaml)", rule).group(1)).read_text())
-        there = {spec.partition("=")[0] for spec in environment["dependencies"]}
-        needed = {packages.get(name, name) for name in imported_packages(script)}
-        assert needed <= there, (script, needed - there)
+        # A rule for each kind of network has the environment of the kind.
+        literal = re.search(r"envs/(\w+)\.yaml", rule)
+        of_kind = {literal.group(1): ()} if literal else {plan.ENVIRONMENTS[k]: (k, r) for k, r in plan.READS.items()}
+        for name, kinds in of_kind.items():
+            environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+            there = {spec.partition("=")[0] for spec in environment["dependencies"]}
+            needed = {packages.get(package, package) for package in imported_packages(script, kinds)}
+            assert needed <= there, (script, name, needed - there)
 
 
 def test_both_recipes_of_the_image_have_one_base_one_script_and_one_environment():

@@ -1,62 +1,73 @@
-# Activation stores: one pass over each network captures every hook point of the study.
-MANIFESTS = each(f"{STORE}/manifest.json", seed=SEEDS, hook=HOOKS, split=SPLITS)
-# A single job writes whole stores, manifests and all; one of several writes its own part of each.
-PART, JOB, WHOLE = "part-0", "{architecture}-{role}", MANIFESTS
-if len(PARTS) > 1:
-    PART, JOB, WHOLE = "part-{shard}", "{architecture}-{role}.{shard}", []
+# Activation stores: one pass over each network captures every hook point of the study. A rule for each set of networks
+# with the same hook points, because Snakemake wants the names of a rule's outputs.
+for captured in CAPTURED:
+    # A single job writes whole stores, manifests and all; one of several writes its own part of each.
+    alone = len(captured.shards) == 1
+    part, job = ("part-0", "{network}") if alone else ("part-{shard}", "{network}.{shard}")
+    manifests = [f"{store}/manifest.json" for store in captured.stores]
 
-
-rule capture_activations:
-    input:
-        dataset=IMAGES,
-        weights=WEIGHTS,
-        lib=library("capture_activations"),
-    output:
-        manifests=WHOLE,
-        parts=[directory(part) for part in each(f"{STORE}/{PART}", seed=SEEDS, hook=HOOKS, split=SPLITS)],
-    log:
-        f"<results>/logs/capture_activations/{JOB}.log",
-    benchmark:
-        f"<results>/benchmarks/capture_activations/{JOB}.jsonl"
-    conda:
-        "../../envs/torch.yaml"
-    threads: STUDY.compute.threads
-    resources:
-        mem_mb=memory(2000),
-        runtime=30,
-        gpu=GPU,
-    params:
-        cfg=settings("activations", seeds=list(SEEDS)),
-    script:
-        "../../scripts/capture_activations.py"
-
-
-if len(PARTS) > 1:
-
-    rule gather_activations:
+    rule:
+        name:
+            f"capture_activations{captured.suffix}"
         input:
-            parts=each(f"{STORE}/{PART}", seed=SEEDS, hook=HOOKS, split=SPLITS, shard=PARTS),
-            lib=library("gather_activations"),
+            network=lambda wildcards: network_files(wildcards.network),
+            given=lambda wildcards: input_files(wildcards.network),
+            checked=lambda wildcards: checked(wildcards.network, "capture"),
+            lib=library("capture_activations", captured.kind, captured.reads),
         output:
-            manifests=MANIFESTS,
+            manifests=manifests if alone else [],
+            parts=[directory(f"{store}/{part}") for store in captured.stores],
         log:
-            "<results>/logs/gather_activations/{architecture}-{role}.log",
+            f"<results>/logs/capture_activations{captured.suffix}/{job}.log",
         benchmark:
-            "<results>/benchmarks/gather_activations/{architecture}-{role}.jsonl"
+            f"<results>/benchmarks/capture_activations{captured.suffix}/{job}.jsonl"
+        wildcard_constraints:
+            network="|".join(captured.networks),
         conda:
-            "../../envs/torch.yaml"
+            f"../../envs/{captured.environment}.yaml"
+        threads: STUDY.compute.threads
         resources:
-            mem_mb=memory(1000),
-            runtime=30,
+            mem_mb=memory(4000),
+            runtime=240,
+            gpu=GPU,
         params:
-            cfg=settings(),
+            cfg=settings(kind=captured.kind, settings=captured.settings, activations=captured.activations),
         script:
-            "../../scripts/gather_activations.py"
+            "../../scripts/capture_activations.py"
+
+    if not alone:
+
+        rule:
+            name:
+                f"gather_activations{captured.suffix}"
+            input:
+                parts=[f"{store}/part-{shard}" for store in captured.stores for shard in captured.shards],
+                lib=library("gather_activations"),
+            output:
+                manifests=manifests,
+            log:
+                f"<results>/logs/gather_activations{captured.suffix}/{{network}}.log",
+            benchmark:
+                f"<results>/benchmarks/gather_activations{captured.suffix}/{{network}}.jsonl"
+            wildcard_constraints:
+                network="|".join(captured.networks),
+            conda:
+                "../../envs/torch.yaml"
+            resources:
+                mem_mb=memory(1000),
+                runtime=30,
+            params:
+                cfg=settings(),
+            script:
+                "../../scripts/gather_activations.py"
 
 
-STORES = each(MANIFESTS, **CAPTURED_AT) + each(
-    f"{STORE}/part-{{shard}}", **TRAINED_AT, seed=SEEDS, split=SPLITS, shard=PARTS
-)
+STORES = [
+    path
+    for captured in CAPTURED
+    for end in ("manifest.json", *(f"part-{shard}" for shard in captured.shards))
+    for path in captured.everywhere([f"{store}/{end}" for store in captured.stores])
+]
 
 
 rule activations:

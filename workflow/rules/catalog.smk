@@ -3,36 +3,40 @@
 
 # The files that a run is read from: a table per SAE, and what lies beside it.
 CATALOGUED, BESIDE = [], []
-if CAPTURED:
-    CATALOGUED += each(saes(f"{FEATURES}/features.parquet"), **TRAINED_AT)
-    BESIDE += [FITTED, outputs_of(rules.evaluate_saes, **TRAINED_AT)]
+for fitted in FITTED:
+    CATALOGUED += fitted.everywhere(fitted.features(plan.FEATURE_FILES[fitted.reads][0]))
+if OF_IMAGES:
+    BESIDE += [
+        *(OF_IMAGES.everywhere(OF_IMAGES.each(end)) for end in plan.SAE_FILES),
+        OF_IMAGES.everywhere([OF_IMAGES.metrics]),
+    ]
 if STUDY.injection:
     CATALOGUED += [f"{INJECTION}/tables/measures.parquet"]
 PACKAGES = []
 
 
-if STUDY.language and STUDY.language.saes.variants:
+if OF_TEXTS:
     # Of the SAEs of the first seed, as the features are.
-    OF_FEATURES = dict(sae_seed=SPEC.saes.seeds[:1])
+    ANALYZED_SEEDS = OF_TEXTS.feature_seeds
     SHIPPED_TEXTS = sorted(map(str, Path(workflow.basedir, "config/concepts/texts").glob("*.txt")))
     CONCEPTS = f"{TEXT_FEATURES}/concepts"
-    PACKAGE = "<results>/packages/{language_model}/{hook}/{variant}"
-    PACKAGED = SPEC.publish.variants or TEXT_VARIANTS
+    PACKAGE = "<results>/packages/{network}/{hook}/{variant}"
+    PACKAGED = STUDY.language.publish.variants or OF_TEXTS.variants
 
     rule test_concepts:
         input:
-            model=lambda wildcards: model_files(wildcards.language_model),
-            saes=each(f"{TEXT_SAE}/cfg.json", variant=TEXT_VARIANTS, **OF_FEATURES),
-            weights=each(f"{TEXT_SAE}/sae_weights.safetensors", variant=TEXT_VARIANTS, **OF_FEATURES),
-            texts=[*(SHIPPED_TEXTS if SPEC.concepts.shipped else []), *SPEC.concepts.files],
+            model=lambda wildcards: model_files(wildcards.network),
+            saes=OF_TEXTS.each("/cfg.json", ANALYZED_SEEDS),
+            weights=OF_TEXTS.each("/sae_weights.safetensors", ANALYZED_SEEDS),
+            texts=[*(SHIPPED_TEXTS if STUDY.language.concepts.shipped else []), *STUDY.language.concepts.files],
             lib=library("test_concepts"),
         output:
-            scores=each(f"{CONCEPTS}/scores.parquet", variant=TEXT_VARIANTS),
-            verdicts=each(f"{CONCEPTS}/verdicts.parquet", variant=TEXT_VARIANTS),
+            scores=each(f"{CONCEPTS}/scores.parquet", variant=OF_TEXTS.variants),
+            verdicts=each(f"{CONCEPTS}/verdicts.parquet", variant=OF_TEXTS.variants),
         log:
-            "<results>/logs/test_concepts/{language_model}/{hook}.log",
+            "<results>/logs/test_concepts/{network}/{hook}.log",
         benchmark:
-            "<results>/benchmarks/test_concepts/{language_model}/{hook}.jsonl"
+            "<results>/benchmarks/test_concepts/{network}/{hook}.jsonl"
         conda:
             "../../envs/language.yaml"
         threads: STUDY.compute.threads
@@ -41,7 +45,9 @@ if STUDY.language and STUDY.language.saes.variants:
             runtime=60,
             gpu=GPU,
         params:
-            cfg=of_hook(concepts=SPEC.concepts.model_dump(mode="json", exclude={"files"}), variants=TEXT_VARIANTS),
+            cfg=of_hook(
+                concepts=STUDY.language.concepts.model_dump(mode="json", exclude={"files"}), variants=OF_TEXTS.variants
+            ),
         script:
             "../../scripts/test_concepts.py"
 
@@ -53,38 +59,34 @@ if STUDY.language and STUDY.language.saes.variants:
         each_hook(rules.test_concepts.output.scores),
         each_hook(rules.test_concepts.output.verdicts),
     ]
-    CATALOGUED += each_hook(f"{TEXT_FEATURES}/features.parquet", variant=TEXT_VARIANTS)
     BESIDE += [
         each_hook(rules.test_concepts.output.scores),
-        each_hook(f"{TEXT_FEATURES}/contexts.parquet", variant=TEXT_VARIANTS),
-        each_hook(f"{TEXT_FEATURES}/summary.json", variant=TEXT_VARIANTS),
-        each_hook(f"{TEXT_SAE}/cfg.json", variant=TEXT_VARIANTS, **OF_FEATURES),
-        each_hook(f"{TEXT_SAE}/sae_weights.safetensors", variant=TEXT_VARIANTS, **OF_FEATURES),
-        each_hook(f"{TEXT_SAE}.curves.parquet", variant=TEXT_VARIANTS, **OF_FEATURES),
+        *(OF_TEXTS.everywhere(OF_TEXTS.features(file)) for file in ("contexts.parquet", "summary.json")),
+        *(OF_TEXTS.everywhere(OF_TEXTS.each(end, ANALYZED_SEEDS)) for end in plan.SAE_FILES),
     ]
 
     rule write_package:
         input:
-            saes=each(f"{TEXT_SAE}/cfg.json", variant=PACKAGED, **OF_FEATURES),
-            weights=each(f"{TEXT_SAE}/sae_weights.safetensors", variant=PACKAGED, **OF_FEATURES),
-            features=each(f"{TEXT_FEATURES}/features.parquet", variant=PACKAGED),
-            contexts=each(f"{TEXT_FEATURES}/contexts.parquet", variant=PACKAGED),
-            summaries=each(f"{TEXT_FEATURES}/summary.json", variant=PACKAGED),
+            saes=OF_TEXTS.each("/cfg.json", ANALYZED_SEEDS, PACKAGED),
+            weights=OF_TEXTS.each("/sae_weights.safetensors", ANALYZED_SEEDS, PACKAGED),
+            features=OF_TEXTS.features("features.parquet", PACKAGED),
+            contexts=OF_TEXTS.features("contexts.parquet", PACKAGED),
+            summaries=OF_TEXTS.features("summary.json", PACKAGED),
             lib=library("write_package"),
         output:
             packages=[directory(folder) for folder in each(PACKAGE, variant=PACKAGED)],
             verdicts=each(f"{PACKAGE}.verification.json", variant=PACKAGED),
         log:
-            "<results>/logs/write_package/{language_model}/{hook}.log",
+            "<results>/logs/write_package/{network}/{hook}.log",
         benchmark:
-            "<results>/benchmarks/write_package/{language_model}/{hook}.jsonl"
+            "<results>/benchmarks/write_package/{network}/{hook}.jsonl"
         conda:
             "../../envs/packages.yaml"
         resources:
             mem_mb=memory(2000),
             runtime=120,
         params:
-            cfg=settings(study=STUDY.study, publish=SPEC.publish.model_dump(mode="json")),
+            cfg=settings(study=STUDY.study, publish=STUDY.language.publish.model_dump(mode="json")),
         script:
             "../../scripts/write_package.py"
 

@@ -8,14 +8,13 @@ from snakemake.logging import logger
 
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
 sys.path.insert(0, SCRIPTS)
-from saeflow import endpoints, preflight
+from saeflow import endpoints, plan, preflight
 from saeflow.config import reading
 from saeflow.config.injection import METHODS, SAE_METHODS
 from saeflow.config.sections import ConfigError
-from saeflow.datasets import files
 from saeflow.library import modules_of
+from saeflow.models import language_files
 from saeflow.reproduce import ENVIRONMENT
-from saeflow.sae.sharing import jobs
 
 # For every job's process, before it starts: this file is read by whatever Snakemake starts it, on a cluster's nodes too.
 # Its library is the one beside this file, also where an environment has another checkout's.
@@ -41,33 +40,54 @@ except ConfigError as error:
     raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
 DATASET = STUDY.dataset.name
-# Files that the study names, else the folder that they are downloaded to; an embedded set has none.
-RAW = ["data/{dataset}"]
-if DATASET == "digits":
-    RAW = []
-elif STUDY.dataset.data_dir:
-    RAW = list(map(str, files.find(DATASET, STUDY.dataset.data_dir)))
 ARCHITECTURES = STUDY.classifiers.architectures
 ROLES = tuple(STUDY.classifiers.roles)
-CAPTURED = STUDY.captured_roles
-SEEDS = STUDY.classifiers.seeds
-HOOKS = STUDY.activations.hook_points
-SPLITS = ("train", "test")
-VARIANTS = tuple(STUDY.saes.variants)
-SAE_SEEDS = STUDY.saes.seeds
 IMAGES = f"<results>/datasets/{DATASET}.npz"
 WEIGHTS = f"<results>/models/{DATASET}/{{architecture}}/{{role}}.safetensors"
-STORE = "<results>/activations/{architecture}-{role}-s{seed}/{hook}/{split}"
-SAE = "<results>/saes/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
-SAE_GROUP = "{architecture}-{role}/{hook}"
-SAE_CONFIG, SAE_WEIGHTS = f"{SAE}/cfg.json", f"{SAE}/sae_weights.safetensors"
-SAE_CURVES = f"{SAE}.curves.parquet"
-FEATURES = "<results>/features/{architecture}-{role}-s{seed}/{hook}/{variant}-s{sae_seed}"
 INJECTION = "<results>/injection"
+LANGUAGE = "<results>/language"
+TEXT = STUDY.language and STUDY.language.text
+LANGUAGE_MODELS = STUDY.language.models if STUDY.language else {}
+DOCUMENTS = f"{LANGUAGE}/texts/documents.parquet"
+TOKENS = f"{LANGUAGE}/tokens/{{network}}/{{split}}.parquet"
+TEXT_FEATURES = f"{LANGUAGE}/features/{{network}}/{{hook}}/{{variant}}"
+SPLITS_OF_TEXT = plan.SPLITS["texts"]
+TRAINED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+CHECKED = "<results>/checks/{network}.{asker}"
+# Models of the hub, by the folder that each is downloaded to.
+SNAPSHOTS = {
+    language_files.snapshot_name(m.id, m.revision): m.model_dump(include={"id", "revision", "trust_remote_code"})
+    for m in LANGUAGE_MODELS.values()
+    if m.id
+}
+EMBEDDED_MODELS = [name for name, m in LANGUAGE_MODELS.items() if m.embedded]
+FOLDERS = {
+    name: list(map(str, language_files.files_of(m.folder, m.trust_remote_code)))
+    for name, m in LANGUAGE_MODELS.items()
+    if m.folder
+}
+GPU = int(STUDY.compute.device == "cuda")
+# What is captured, and the SAEs on it.
+CAPTURED = list(plan.captured(STUDY))
+FITTED = list(plan.fitted(STUDY, CAPTURED))
+OF_IMAGES = next((saes for saes in FITTED if saes.reads == "images"), None)
+OF_TEXTS = next((saes for saes in FITTED if saes.reads == "texts"), None)
 # Filled by injection.smk, which is part of studies with that section only.
 INJECTION_RESULTS, INJECTION_REPORTED = [], []
-# Filled by language.smk, geometry.smk and inversion.smk.
-LANGUAGE_RESULTS, LANGUAGE_REPORTED, TEXT_FEATURES_SHOWN = [], [], {}
+# Added to by the files of catalog, geometry and inversion.
+LANGUAGE_RESULTS = []
+if TEXT:
+    LANGUAGE_RESULTS += [
+        DOCUMENTS,
+        *expand(f"{LANGUAGE}/models/{{name}}/{{file}}", name=EMBEDDED_MODELS, file=(*TRAINED_FILES, "training.json")),
+        *expand(TOKENS, network=LANGUAGE_MODELS, split=SPLITS_OF_TEXT),
+    ]
 GEOMETRY_RESULTS, GEOMETRY_SHOWN, INVERSION_SHOWN = [], [], []
 # Where the files of a language study lie, and how many jobs make them: no part of what it shows.
 UNSEEN_OF_LANGUAGE = {}
@@ -84,23 +104,17 @@ if STUDY.language:
 # Where its own hierarchy lies is none either.
 if STUDY.geometry:
     UNSEEN_OF_LANGUAGE["geometry"] = {"concepts": {"file"}}
-GPU = int(STUDY.compute.device == "cuda")
-# Parts of each store, one per capture job; the SAEs of each training job.
-PARTS = range(STUDY.activations.shards)
-SAE_JOBS = jobs(STUDY.saes, len(SEEDS), STUDY.compute.device)
-# Where activations are captured, and where SAEs are trained.
-CAPTURED_AT = dict(architecture=ARCHITECTURES, role=CAPTURED)
-TRAINED_AT = CAPTURED_AT | dict(hook=HOOKS)
 
 
 wildcard_constraints:
     dataset="[a-z0-9_]+",
     architecture="[A-Za-z0-9]+",
     role="[a-z0-9_]+",
+    network=r"[A-Za-z0-9_]+(-[a-z0-9_]+)?",
     seed=r"\d+",
     sae_seed=r"\d+",
     hook=r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*",
-    split="train|test",
+    split="train|test|held_out",
     shard=r"\d+",
     variant="[a-z0-9_]+",
 
@@ -115,10 +129,10 @@ def check_endpoint():
             raise WorkflowError(f"The study cannot be run as it is written:\n{error}")
 
 
-def library(script):
+def library(script, *kinds):
     """Library modules that a script imports, directly or not, and the templates and data that go by a module's name: an
-    edit of one reruns exactly what uses it."""
-    modules = modules_of(Path(workflow.basedir) / "scripts" / f"{script}.py")
+    edit of one reruns exactly what uses it. Of a registry of kinds that has some of those named, only these count."""
+    modules = modules_of(Path(workflow.basedir) / "scripts" / f"{script}.py", kinds)
     beside = (file for module in modules for file in Path(module).parent.glob(f"{Path(module).stem}.*"))
     return modules + sorted(str(file) for file in beside if file.suffix in (".j2", ".yaml"))
 
@@ -163,25 +177,91 @@ def outputs_of(rule, **values):
     return each([str(path) for path in rule.output], **values)
 
 
-def saes(pattern):
-    """A file of every SAE on one set of stores, in the order seeds x variants x SAE seeds."""
-    return each(pattern, seed=SEEDS, variant=VARIANTS, sae_seed=SAE_SEEDS)
+def model_files(name):
+    """Files of a model, or the folder that it is downloaded to."""
+    model = LANGUAGE_MODELS[name]
+    if model.embedded:
+        return [f"{LANGUAGE}/models/{name}/{file}" for file in TRAINED_FILES]
+    if model.id:
+        return [f"data/language_models/{language_files.snapshot_name(model.id, model.revision)}"]
+    return FOLDERS[name]
 
 
-def saes_of_job(pattern, keys):
-    """A file of each SAE that one job trains."""
-    return [file for k in keys for file in each(pattern, seed=SEEDS[k.store], variant=k.variant, sae_seed=k.seed)]
+def checked(name, asker):
+    """The mark of a model that has what an asker wants; what a study trains itself is known from the study."""
+    return (
+        []
+        if name not in LANGUAGE_MODELS or LANGUAGE_MODELS[name].embedded
+        else each(CHECKED, network=name, asker=asker)
+    )
 
 
-def stores(split):
-    """Manifests of one split, in the order of the seeds; each carries the digests of its chunks."""
-    return each(f"{STORE.replace('{split}', split)}/manifest.json", seed=SEEDS)
+def of_model(*sections, keys=None, **more):
+    """The `cfg` of a job of one model: its name, keys of its section (all, if not named), sections of the language
+    study."""
+    shared = settings(**{name: plan.without_paths(getattr(STUDY.language, name)) for name in sections}, **more)
+
+    def cfg(wildcards):
+        model = plan.without_paths(LANGUAGE_MODELS[wildcards.network])
+        kept = {name: value for name, value in model.items() if keys is None or name in keys}
+        return shared(wildcards) | {"model": wildcards.network, "settings": kept}
+
+    return cfg
 
 
-def chunks(split):
-    """The folders that the manifests speak of: needed, but compared by the manifest alone."""
-    parts = each(f"{STORE.replace('{split}', split)}/part-{{shard}}", seed=SEEDS, shard=PARTS)
-    return [ancient(part) for part in parts]
+def of_hook(**more):
+    """The `cfg` of a job of one hook point of a model."""
+    shared = of_model(keys=["dtype", "attention", "device_map", "trust_remote_code"], **more)
+
+    def cfg(wildcards):
+        point = LANGUAGE_MODELS[wildcards.network].hooks[wildcards.hook]
+        return shared(wildcards) | {"hook_point": point.model_dump(mode="json")}
+
+    return cfg
+
+
+def each_hook(pattern, **values):
+    """Paths of a pattern over models and the hook points of each."""
+    return [
+        path
+        for name in LANGUAGE_MODELS
+        for path in each(pattern, network=name, hook=list(LANGUAGE_MODELS[name].hooks), **values)
+    ]
+
+
+def network_files(name):
+    """Files of a network by its name."""
+    if name in LANGUAGE_MODELS:
+        return model_files(name)
+    architecture, _, role = name.partition("-")
+    return each(WEIGHTS, architecture=architecture, role=role)
+
+
+def input_files(name, splits=SPLITS_OF_TEXT):
+    """Files of what a network reads: the images, or its tokens of some splits."""
+    return each(TOKENS, network=name, split=splits) if name in LANGUAGE_MODELS else [IMAGES]
+
+
+def features_of(fitted, file):
+    """A file of every SAE whose features are analyzed; none without SAEs."""
+    return fitted.everywhere(fitted.features(file)) if fitted else []
+
+
+def of_saes(fitted, *told, **more):
+    """The `cfg` of a job of the SAEs on one hook point of a network: columns that say which member a row is of, and what
+    else is asked for: `origins` of the SAEs, the `section` of the network."""
+    shared = settings(**more)
+
+    def cfg(wildcards):
+        network, hook = wildcards.network, wildcards.hook
+        named = {"members": fitted.members_of(network, hook)}
+        if "origins" in told:
+            named["origins"] = fitted.origins_of(network, hook)
+        if "section" in told and network in LANGUAGE_MODELS:
+            named["section"] = plan.without_paths(LANGUAGE_MODELS[network])
+        return shared(wildcards) | named
+
+    return cfg
 
 
 def saes_of(wildcards):

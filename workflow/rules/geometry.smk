@@ -1,7 +1,7 @@
 # Geometry of concepts: their words, their vectors in the unembedding, labelled contexts, hierarchical SAEs, steering.
 GEOMETRY_SPEC = STUDY.geometry
 MEASURED_MODELS = list(GEOMETRY_SPEC.models or STUDY.language.models)
-GEOMETRY = "<results>/geometry/{language_model}"
+GEOMETRY = "<results>/geometry/{network}"
 CONCEPT_WORDS = f"{GEOMETRY}/concepts.parquet"
 # Figures of each phase; without SAEs there is the first alone.
 PHASES = {"phase1_teacher": ("polytopes_2d", "polytopes_3d", "angles", "membership")}
@@ -22,7 +22,7 @@ def hierarchy_file():
 
 def inner_module(wildcards):
     """The module after which vectors are added."""
-    model = STUDY.language.models[wildcards.language_model]
+    model = STUDY.language.models[wildcards.network]
     return GEOMETRY_SPEC.interventions.inner or model.hook_points[0].module
 
 
@@ -38,7 +38,7 @@ LOADED = ("trust_remote_code", "dtype", "attention", "device_map")
 
 rule build_concepts:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
+        model=lambda wildcards: model_files(wildcards.network),
         hierarchy=hierarchy_file(),
         lib=library("build_concepts"),
     output:
@@ -46,9 +46,9 @@ rule build_concepts:
         counts=f"{GEOMETRY}/tables/concept_counts.csv",
         prompts=f"{GEOMETRY}/prompts.parquet",
     log:
-        "<results>/logs/build_concepts/{language_model}.log",
+        "<results>/logs/build_concepts/{network}.log",
     benchmark:
-        "<results>/benchmarks/build_concepts/{language_model}.jsonl"
+        "<results>/benchmarks/build_concepts/{network}.jsonl"
     conda:
         "../../envs/language.yaml"
     resources:
@@ -65,7 +65,7 @@ rule build_concepts:
 
 rule measure_geometry:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
+        model=lambda wildcards: model_files(wildcards.network),
         words=rules.build_concepts.output.words,
         lib=library("measure_geometry"),
     output:
@@ -76,9 +76,9 @@ rule measure_geometry:
         projections=f"{GEOMETRY}/tables/phase1_projections.parquet",
         points=f"{GEOMETRY}/tables/phase1_points.parquet",
     log:
-        "<results>/logs/measure_geometry/{language_model}.log",
+        "<results>/logs/measure_geometry/{network}.log",
     benchmark:
-        "<results>/benchmarks/measure_geometry/{language_model}.jsonl"
+        "<results>/benchmarks/measure_geometry/{network}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -93,8 +93,8 @@ rule measure_geometry:
 
 rule label_contexts:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
-        tokens=each(TOKENS, split_of_text=SPLITS_OF_TEXT),
+        model=lambda wildcards: model_files(wildcards.network),
+        tokens=each(TOKENS, split=SPLITS_OF_TEXT),
         words=rules.build_concepts.output.words,
         prompts=rules.build_concepts.output.prompts,
         lib=library("label_contexts"),
@@ -102,9 +102,9 @@ rule label_contexts:
         labelled=f"{GEOMETRY}/contexts.npz",
         counts=f"{GEOMETRY}/tables/context_counts.csv",
     log:
-        "<results>/logs/label_contexts/{language_model}.log",
+        "<results>/logs/label_contexts/{network}.log",
     benchmark:
-        "<results>/benchmarks/label_contexts/{language_model}.jsonl"
+        "<results>/benchmarks/label_contexts/{network}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -128,9 +128,9 @@ rule train_hierarchical_saes:
         weights=f"{GEOMETRY}/hierarchical_saes.safetensors",
         curves=f"{GEOMETRY}/tables/training.parquet",
     log:
-        "<results>/logs/train_hierarchical_saes/{language_model}.log",
+        "<results>/logs/train_hierarchical_saes/{network}.log",
     benchmark:
-        "<results>/benchmarks/train_hierarchical_saes/{language_model}.jsonl"
+        "<results>/benchmarks/train_hierarchical_saes/{network}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -156,9 +156,9 @@ rule evaluate_hierarchical_saes:
         concepts=f"{GEOMETRY}/tables/arms_concepts.parquet",
         verdicts=f"{GEOMETRY}/tables/arms_verdicts.parquet",
     log:
-        "<results>/logs/evaluate_hierarchical_saes/{language_model}.log",
+        "<results>/logs/evaluate_hierarchical_saes/{network}.log",
     benchmark:
-        "<results>/benchmarks/evaluate_hierarchical_saes/{language_model}.jsonl"
+        "<results>/benchmarks/evaluate_hierarchical_saes/{network}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -173,20 +173,20 @@ rule evaluate_hierarchical_saes:
 
 rule intervene:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
-        tokens=TOKENS.replace("{split_of_text}", "held_out"),
+        model=lambda wildcards: model_files(wildcards.network),
+        tokens=TOKENS.replace("{split}", "held_out"),
         words=rules.build_concepts.output.words,
         teacher=rules.measure_geometry.output.teacher,
         labelled=rules.label_contexts.output.labelled,
-        checked=lambda wildcards: checked(wildcards.language_model, "geometry"),
+        checked=lambda wildcards: checked(wildcards.network, "geometry"),
         lib=library("intervene"),
     output:
         effects=f"{GEOMETRY}/tables/interventions.parquet",
         verdicts=f"{GEOMETRY}/tables/interventions_verdicts.parquet",
     log:
-        "<results>/logs/intervene/{language_model}.log",
+        "<results>/logs/intervene/{network}.log",
     benchmark:
-        "<results>/benchmarks/intervene/{language_model}.jsonl"
+        "<results>/benchmarks/intervene/{network}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -246,9 +246,9 @@ for phase, figures_of_phase in PHASES.items():
             png=report(DRAWN["png"], caption="../report/geometry_figure.rst", category="Geometry"),
             svg=DRAWN["svg"],
         log:
-            f"<results>/logs/draw_{phase}/{{language_model}}.log",
+            f"<results>/logs/draw_{phase}/{{network}}.log",
         benchmark:
-            f"<results>/benchmarks/draw_{phase}/{{language_model}}.jsonl"
+            f"<results>/benchmarks/draw_{phase}/{{network}}.jsonl"
         conda:
             "../../envs/publish.yaml"
         resources:
@@ -271,9 +271,9 @@ for phase, figures_of_phase in PHASES.items():
             text=report(WRITTEN[0], caption="../report/geometry_report.rst", category="Geometry"),
             csv=WRITTEN[1],
         log:
-            f"<results>/logs/write_{phase}/{{language_model}}.log",
+            f"<results>/logs/write_{phase}/{{network}}.log",
         benchmark:
-            f"<results>/benchmarks/write_{phase}/{{language_model}}.jsonl"
+            f"<results>/benchmarks/write_{phase}/{{network}}.jsonl"
         conda:
             "../../envs/publish.yaml"
         resources:
@@ -291,7 +291,7 @@ for phase, figures_of_phase in PHASES.items():
         name:
             f"geometry/{phase}"
         input:
-            each(WRITTEN, language_model=MEASURED_MODELS),
+            each(WRITTEN, network=MEASURED_MODELS),
 
 
 GEOMETRY_FILES = [
@@ -309,8 +309,8 @@ if GEOMETRY_SPEC.hierarchical:
 SHOWN_TABLES = ["phase1_verdicts", "phase1_points"]
 if GEOMETRY_SPEC.hierarchical:
     SHOWN_TABLES += ["arms", "arms_verdicts", "interventions"]
-GEOMETRY_SHOWN += each(f"{GEOMETRY}/tables/{{table}}.parquet", language_model=MEASURED_MODELS, table=SHOWN_TABLES)
-GEOMETRY_RESULTS += [each(path, language_model=MEASURED_MODELS) for files in GEOMETRY_FILES for path in files]
+GEOMETRY_SHOWN += each(f"{GEOMETRY}/tables/{{table}}.parquet", network=MEASURED_MODELS, table=SHOWN_TABLES)
+GEOMETRY_RESULTS += [each(path, network=MEASURED_MODELS) for files in GEOMETRY_FILES for path in files]
 
 
 rule geometry:

@@ -1,7 +1,7 @@
 # Inverse embeddings: features of language models worth asking about, what text drives them most, what they mean.
 INVERSION = STUDY.inversion
-INVERTED = f"{LANGUAGE}/inversion/{{language_model}}/{{hook}}/{{variant}}"
-INVERTED_SAE = f"{TEXT_SAES}/{{variant}}-s{SPEC.saes.seeds[0]}"
+INVERTED = f"{LANGUAGE}/inversion/{{network}}/{{hook}}/{{variant}}"
+INVERTED_SAE = OF_TEXTS.of("", "{variant}", OF_TEXTS.feature_seeds[0])
 STAGES = INVERSION.pipeline
 INVERSION_TABLES = ["selection"]
 INVERSION_FIGURES = ["selection"]
@@ -15,11 +15,11 @@ if STAGES.explain:
 
 rule select_inversion_features:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
+        model=lambda wildcards: model_files(wildcards.network),
         sae=f"{INVERTED_SAE}/cfg.json",
         weights=f"{INVERTED_SAE}/sae_weights.safetensors",
-        store=text_store("train")[0],
-        chunks=text_store("train")[1],
+        store=OF_TEXTS.manifests("train")[0],
+        chunks=map(ancient, OF_TEXTS.parts("train")),
         features=f"{TEXT_FEATURES}/features.parquet",
         lib=library("select_inversion_features"),
     output:
@@ -28,9 +28,9 @@ rule select_inversion_features:
         distances=f"{INVERTED}/distances.parquet",
         summary=f"{INVERTED}/selection.json",
     log:
-        "<results>/logs/select_inversion_features/{language_model}/{hook}/{variant}.log",
+        "<results>/logs/select_inversion_features/{network}/{hook}/{variant}.log",
     benchmark:
-        "<results>/benchmarks/select_inversion_features/{language_model}/{hook}/{variant}.jsonl"
+        "<results>/benchmarks/select_inversion_features/{network}/{hook}/{variant}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -46,23 +46,23 @@ rule select_inversion_features:
 
 rule invert_features:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
+        model=lambda wildcards: model_files(wildcards.network),
         sae=f"{INVERTED_SAE}/cfg.json",
         weights=f"{INVERTED_SAE}/sae_weights.safetensors",
-        store=text_store("train")[0],
-        chunks=text_store("train")[1],
+        store=OF_TEXTS.manifests("train")[0],
+        chunks=map(ancient, OF_TEXTS.parts("train")),
         activity=rules.select_inversion_features.output.activity,
         summary=rules.select_inversion_features.output.summary,
-        checked=lambda wildcards: checked(wildcards.language_model, "inversion"),
+        checked=lambda wildcards: checked(wildcards.network, "inversion"),
         lib=library("invert_features"),
     output:
         texts=f"{INVERTED}/texts.parquet",
         fronts=f"{INVERTED}/fronts.parquet",
         curves=f"{INVERTED}/curves.parquet",
     log:
-        "<results>/logs/invert_features/{language_model}/{hook}/{variant}.log",
+        "<results>/logs/invert_features/{network}/{hook}/{variant}.log",
     benchmark:
-        "<results>/benchmarks/invert_features/{language_model}/{hook}/{variant}.jsonl"
+        "<results>/benchmarks/invert_features/{network}/{hook}/{variant}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -78,11 +78,11 @@ rule invert_features:
 
 rule explain_inversion_features:
     input:
-        model=lambda wildcards: model_files(wildcards.language_model),
+        model=lambda wildcards: model_files(wildcards.network),
         sae=f"{INVERTED_SAE}/cfg.json",
         weights=f"{INVERTED_SAE}/sae_weights.safetensors",
-        stores=[text_store(split)[0] for split in SPLITS_OF_TEXT],
-        chunks=[text_store(split)[1] for split in SPLITS_OF_TEXT],
+        stores=[OF_TEXTS.manifests(split)[0] for split in SPLITS_OF_TEXT],
+        chunks=[ancient(part) for split in SPLITS_OF_TEXT for part in OF_TEXTS.parts(split)],
         features=f"{TEXT_FEATURES}/features.parquet",
         activity=rules.select_inversion_features.output.activity,
         selection=rules.select_inversion_features.output.summary,
@@ -92,9 +92,9 @@ rule explain_inversion_features:
         explanations=f"{INVERTED}/explanations.parquet",
         scores=f"{INVERTED}/explanations.json",
     log:
-        "<results>/logs/explain_inversion_features/{language_model}/{hook}/{variant}.log",
+        "<results>/logs/explain_inversion_features/{network}/{hook}/{variant}.log",
     benchmark:
-        "<results>/benchmarks/explain_inversion_features/{language_model}/{hook}/{variant}.jsonl"
+        "<results>/benchmarks/explain_inversion_features/{network}/{hook}/{variant}.jsonl"
     conda:
         "../../envs/language.yaml"
     threads: STUDY.compute.threads
@@ -121,9 +121,9 @@ rule draw_inversion_figures:
         svg=each(f"{INVERTED}/figures/{{figure}}.svg", figure=INVERSION_FIGURES),
         page=[f"{INVERTED}/figures/map.html"] if INVERSION.output.interactive_map else [],
     log:
-        "<results>/logs/draw_inversion_figures/{language_model}/{hook}/{variant}.log",
+        "<results>/logs/draw_inversion_figures/{network}/{hook}/{variant}.log",
     benchmark:
-        "<results>/benchmarks/draw_inversion_figures/{language_model}/{hook}/{variant}.jsonl"
+        "<results>/benchmarks/draw_inversion_figures/{network}/{hook}/{variant}.jsonl"
     conda:
         "../../envs/publish.yaml"
     resources:
@@ -139,10 +139,10 @@ DONE = [rules.select_inversion_features]
 DONE += [rules.invert_features] if STAGES.optimize else []
 DONE += [rules.explain_inversion_features] if STAGES.explain else []
 DONE += [rules.draw_inversion_figures] if STAGES.visualize else []
-INVERSION_OF_TEXT = [each_hook(str(path), variant=TEXT_VARIANTS) for rule in DONE for path in rule.output]
+INVERSION_OF_TEXT = [each_hook(str(path), variant=OF_TEXTS.variants) for rule in DONE for path in rule.output]
 LANGUAGE_RESULTS += INVERSION_OF_TEXT
 SHOWN_OF_INVERSION = [table for table in INVERSION_TABLES if table != "curves"]
-INVERSION_SHOWN += each_hook(f"{INVERTED}/{{table}}.parquet", variant=TEXT_VARIANTS, table=SHOWN_OF_INVERSION)
+INVERSION_SHOWN += each_hook(f"{INVERTED}/{{table}}.parquet", variant=OF_TEXTS.variants, table=SHOWN_OF_INVERSION)
 
 
 rule inversion:

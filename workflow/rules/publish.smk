@@ -20,59 +20,70 @@ SHOWN = STUDY.model_dump(
 # What the crate says of it: all but paths of this machine, for which whoever rebuilds it has others.
 NAMED = files_of(STUDY)
 CRATED = without_files(STUDY)
-TABLES = ["classifiers"]
-FIGURES = ["classifiers"]
-# Filled by the rules below; a study of language models alone has tables of its own.
-GATHERED, DRAWN = [], []
-if CAPTURED:
-    TABLES += ["saes", "saes_summary", "training", "features", "features_summary"]
-    FIGURES += ["sae_quality", "sae_training", "feature_rates", "hypotheses"]
-
-
+# Tables by kind of input: the rule's suffix, folder, category, what is gathered and what the features are read from.
+GATHERED_FROM = {}
 if ARCHITECTURES:
+    TABLES = ["classifiers"]
+    if OF_IMAGES:
+        TABLES += ["saes", "saes_summary", "training", "features", "features_summary"]
+    GATHERED_FROM["images"] = ("", "<results>/tables", "Tables", OF_IMAGES, "features.parquet", TABLES)
+if OF_TEXTS:
+    OF_LANGUAGE = ["saes", "saes_summary", "training", "features_summary"]
+    GATHERED_FROM["texts"] = ("_language", f"{LANGUAGE}/tables", "Language", OF_TEXTS, "summary.json", OF_LANGUAGE)
+# Filled by the rules below; a study of language models alone has tables of its own.
+GATHERED, DRAWN, REPORTED = [], [], {}
 
-    rule gather_tables:
+for reads, (suffix, folder, category, fitted, analyzed, names) in GATHERED_FROM.items():
+    exact = [f"{folder}/{name}.parquet" for name in names]
+    readable = [f"{folder}/{name}.csv" for name in names]
+
+    rule:
+        name:
+            f"gather_tables{suffix}"
         input:
-            sidecars=each(
-                "<results>/models/{dataset}/{architecture}/{role}.json",
-                dataset=DATASET,
-                architecture=ARCHITECTURES,
-                role=ROLES,
-            ),
-            metrics=outputs_of(rules.evaluate_saes, **TRAINED_AT),
-            curves=each(saes(SAE_CURVES), **TRAINED_AT),
-            features=each(
-                f"{FEATURES}/features.parquet",
-                **TRAINED_AT,
-                seed=SEEDS,
-                variant=VARIANTS,
-                sae_seed=SAE_SEEDS,
-            ),
+            sidecars=SIDECARS if reads == "images" else [],
+            metrics=fitted.everywhere([fitted.metrics]) if fitted else [],
+            curves=fitted.everywhere(fitted.each(".curves.parquet")) if fitted else [],
+            features=fitted.everywhere(fitted.features(analyzed)) if fitted else [],
             lib=library("gather_tables"),
         output:
-            parquet=each("<results>/tables/{table}.parquet", table=TABLES),
-            csv=report(
-                each("<results>/tables/{table}.csv", table=TABLES),
-                caption="../report/table.rst",
-                category="Tables",
-            ),
+            parquet=exact,
+            csv=report(readable, caption="../report/table.rst", category=category),
         log:
-            "<results>/logs/gather_tables.log",
+            f"<results>/logs/gather_tables{suffix}.log",
         benchmark:
-            "<results>/benchmarks/gather_tables.jsonl"
+            f"<results>/benchmarks/gather_tables{suffix}.jsonl"
         conda:
             "../../envs/publish.yaml"
         resources:
             mem_mb=memory(1000),
             runtime=10,
         params:
-            cfg=settings(),
+            cfg=settings(reads=reads),
         script:
             "../../scripts/gather_tables.py"
 
+    GATHERED += [*exact, *readable]
+    REPORTED[reads] = exact
+
+
+if TEXT:
+
+    rule language:
+        input:
+            LANGUAGE_RESULTS,
+            [path for path in (*STORES, *TRAINED, *EVALUATED, *ANALYZED, *GATHERED) if path.startswith(LANGUAGE)],
+
+
+FIGURES = ["classifiers"]
+if OF_IMAGES:
+    FIGURES += ["sae_quality", "sae_training", "feature_rates", "hypotheses"]
+
+if ARCHITECTURES:
+
     rule draw_figures:
         input:
-            tables=rules.gather_tables.output.parquet,
+            tables=REPORTED["images"],
             lib=library("draw_figures"),
         output:
             png=report(
@@ -95,7 +106,6 @@ if ARCHITECTURES:
         script:
             "../../scripts/draw_figures.py"
 
-    GATHERED += rules.gather_tables.output
     DRAWN += rules.draw_figures.output
 
 
@@ -107,11 +117,11 @@ rule figures:
 
 rule write_report:
     input:
-        tables=rules.gather_tables.output.parquet if ARCHITECTURES else [],
+        tables=REPORTED.get("images", []),
         figures=rules.draw_figures.output.svg if ARCHITECTURES else [],
         galleries=GALLERIES,
         injection=INJECTION_REPORTED,
-        language=LANGUAGE_REPORTED,
+        language=REPORTED.get("texts", []),
         lib=library("write_report"),
     output:
         report=report("<results>/report.html", caption="../report/report.rst", category="Report"),
@@ -137,7 +147,7 @@ rule report:
 
 SITE = "<results>/site"
 PAGES = ["index", "run"]
-EXPLORED = bool(CAPTURED or LANGUAGE_REPORTED)
+EXPLORED = bool(FITTED)
 if EXPLORED:
     PAGES += ["features", "feature"]
 if STUDY.injection:
@@ -150,11 +160,12 @@ if GEOMETRY_SHOWN:
 
 rule write_site:
     input:
-        tables=each(
-            "<results>/tables/{table}.parquet",
-            table=[name for name in ("classifiers", "saes", "features_summary") if name in TABLES and ARCHITECTURES],
-        ),
-        language=LANGUAGE_REPORTED,
+        tables=[
+            path
+            for path in REPORTED.get("images", [])
+            if Path(path).stem in ("classifiers", "saes", "features_summary")
+        ],
+        language=REPORTED.get("texts", []),
         injection=each(
             f"{INJECTION}/tables/{{table}}.parquet",
             table=("summary", "pairs", "curve", "confusion", "examples") if STUDY.injection else (),
@@ -186,25 +197,13 @@ rule write_site:
 
 rule write_site_features:
     input:
-        dataset=IMAGES if CAPTURED else [],
-        tables=each(
-            f"{FEATURES}/features.parquet",
-            **TRAINED_AT,
-            seed=SEEDS,
-            variant=VARIANTS,
-            sae_seed=SAE_SEEDS,
-        ),
-        arrays=each(
-            f"{FEATURES}/features.npz",
-            **TRAINED_AT,
-            seed=SEEDS,
-            variant=VARIANTS,
-            sae_seed=SAE_SEEDS,
-        ),
-        texts=TEXT_FEATURES_SHOWN.get("features.parquet", []),
-        contexts=TEXT_FEATURES_SHOWN.get("contexts.parquet", []),
-        summaries=TEXT_FEATURES_SHOWN.get("summary.json", []),
-        concepts=TEXT_FEATURES_SHOWN.get("concepts/scores.parquet", []),
+        dataset=IMAGES if OF_IMAGES else [],
+        tables=features_of(OF_IMAGES, "features.parquet"),
+        arrays=features_of(OF_IMAGES, "features.npz"),
+        texts=features_of(OF_TEXTS, "features.parquet"),
+        contexts=features_of(OF_TEXTS, "contexts.parquet"),
+        summaries=features_of(OF_TEXTS, "summary.json"),
+        concepts=features_of(OF_TEXTS, "concepts/scores.parquet"),
         inversion=INVERSION_SHOWN,
         lib=library("write_site_features"),
     output:
@@ -226,12 +225,12 @@ rule write_site_features:
 
 # Everything that the study shows; logs, benchmarks and the verdict carry times and stay out.
 RESULTS = [
-    rules.datasets.input if ARCHITECTURES else [],
-    rules.models.input,
+    IMAGES if ARCHITECTURES else [],
+    CLASSIFIERS,
     STORES,
-    FITTED,
-    outputs_of(rules.evaluate_saes, **TRAINED_AT),
-    outputs_of(rules.analyze_features, **TRAINED_AT),
+    TRAINED,
+    EVALUATED,
+    ANALYZED,
     GALLERIES,
     INJECTION_RESULTS,
     LANGUAGE_RESULTS,

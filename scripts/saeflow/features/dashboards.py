@@ -96,7 +96,7 @@ def analyze(
 
     Arguments:
         sae: on the device where it encodes.
-        store: activations with the source columns of `saeflow.models.language_capture.SOURCE`, in the order of the
+        store: activations with the source columns of `saeflow.datasets.inputs.texts.Texts`, in the order of the
             text.
         readout: of the model.
         spec: what is kept.

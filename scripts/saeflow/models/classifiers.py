@@ -69,7 +69,7 @@ class StackedClassifier(nn.Module):
     [m, d_in, d_out] (a convolution's: [m, c_out, c_in, 3, 3]) and `.bias` [m, d_out]; zero until `initialize`.
 
     Arguments:
-        architecture: a key of `config.ARCHITECTURES`, or the name that `layers` go by.
+        architecture: a key of `saeflow.config.images.ARCHITECTURES`, or the name that `layers` go by.
         image_shape: height and width in pixels.
         n_classes: number of logits.
         n_members: number of networks, m.

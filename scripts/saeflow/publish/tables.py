@@ -1,7 +1,7 @@
 """Tidy tables of a study: gathered from the jobs' own files, summarised over seeds."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +27,56 @@ TEXT_METRICS = (
     "dead_share",
     "dense_share_10",
 )
+TEXT_GROUP = ("model", "hook_point", "variant")
 PATTERNS = ("gradient", "gradient_input", "haufe", "random")
+
+
+def of_images(
+    sidecars: Sequence[Path], metrics: Sequence[Path], curves: Sequence[Path], features: Sequence[Path]
+) -> dict[str, pd.DataFrame]:
+    """Tables of classifiers and of the SAEs on them, by name.
+
+    Arguments:
+        sidecars: .json of each architecture's and role's networks.
+        metrics, curves, features: tables of `evaluate_saes`, `train_saes` and `analyze_features`; none without SAEs.
+    """
+    if not metrics:
+        return {"classifiers": classifiers(sidecars)}
+    saes, latents = gather(metrics), gather(features)
+    return {
+        "classifiers": classifiers(sidecars),
+        "saes": saes,
+        "saes_summary": summarize(saes, SAE_GROUP, SAE_METRICS),
+        "training": gather(curves),
+        "features": latents,
+        "features_summary": summarize_features(latents),
+    }
+
+
+def of_texts(
+    sidecars: Sequence[Path], metrics: Sequence[Path], curves: Sequence[Path], features: Sequence[Path]
+) -> dict[str, pd.DataFrame]:
+    """Tables of the SAEs on language models, by name.
+
+    Arguments:
+        sidecars: none.
+        metrics, curves: tables of `evaluate_saes` and `train_saes`.
+        features: summary.json of `analyze_features`, one per hook point and variant.
+    """
+    saes = gather(metrics)
+    summaries = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) for path in features)
+    return {
+        "saes": saes,
+        "saes_summary": summarize(saes, TEXT_GROUP, TEXT_METRICS),
+        "training": gather(curves),
+        "features_summary": summaries[[*TEXT_GROUP, "d_sae", "dead_share", "n_tokens"]].rename(
+            columns={"d_sae": "features"}
+        ),
+    }
+
+
+TABLES: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {"images": of_images, "texts": of_texts}
+"""Tables of a study, by kind of input."""
 
 
 def gather(paths: Iterable[Path]) -> pd.DataFrame:

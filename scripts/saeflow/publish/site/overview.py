@@ -113,7 +113,7 @@ def _language(saes: pd.DataFrame) -> Headline:
         "the reconstruction in place of the activation, against zeros in its place.",
         **_quality(saes, ["model", "hook_point", "variant"], metrics),
         file="../language/tables/saes.csv",
-        rule="gather_language_tables",
+        rule="gather_tables_language",
     )
 
 

@@ -18,7 +18,7 @@ SAID = 4
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Features of one SAE of a language model, as `analyze_language_features` writes them.
+    """Features of one SAE of a language model, as `analyze_features` writes them.
 
     Arguments:
         table: a row per latent.
