@@ -19,8 +19,8 @@ from saeflow.sae.sharing import Key, jobs
 READS = {"classifiers": "images", "transformers": "texts"}
 SPLITS = {"images": ("train", "test"), "texts": ("train", "held_out")}
 ENVIRONMENTS = {"classifiers": "torch", "transformers": "language"}
-SAE_FILES = ("/cfg.json", "/sae_weights.safetensors", ".curves.parquet")
-"""What is written for an SAE, behind its folder's name."""
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", ".curves.parquet")
+"""What is written for an SAE: in its folder, and, with a dot, beside it under the folder's name."""
 FEATURE_FILES = {
     "images": ("features.parquet", "feature_report.json", "features.npz"),
     "texts": ("features.parquet", "contexts.parquet", "summary.json"),
@@ -178,13 +178,13 @@ class Fitted:
         return f"{self.root}/saes/{{network}}{member}/{{hook}}/{variant}-s{seed}"
 
     def each(self, file: str, seeds: Sequence[int] | None = None, variants: Sequence[str] | None = None) -> list[str]:
-        """A file of each SAE, in the order members x variants x seeds; `file` stands behind the folder's name."""
+        """A file of each SAE, in the order members x variants x seeds; `file` is one of SAE_FILES."""
         keys = product(self.members, variants or self.variants, self.saes.seeds if seeds is None else seeds)
-        return [f"{self.of(*key)}{file}" for key in keys]
+        return [_named(self.of(*key), file) for key in keys]
 
     def of_job(self, keys: Sequence[Key], file: str) -> list[str]:
         """A file of each SAE of one job."""
-        return [f"{self.of(self.members[key.store], key.variant, key.seed)}{file}" for key in keys]
+        return [_named(self.of(self.members[key.store], key.variant, key.seed), file) for key in keys]
 
     @property
     def metrics(self) -> str:
@@ -295,6 +295,10 @@ def fitted(study: Study, of: Sequence[Captured]) -> Iterator[Fitted]:
                 "config_digest": _digest(study),
             },
         )
+
+
+def _named(folder: str, file: str) -> str:
+    return f"{folder}{file}" if file.startswith(".") else f"{folder}/{file}"
 
 
 def without_paths(section: Section) -> dict[str, Any]:

@@ -54,9 +54,9 @@ def test_a_stack_has_a_store_for_each_member_and_a_model_one(captured):
 
 def test_saes_are_told_by_member_variant_and_seed(study, captured):
     images, texts = plan.fitted(study, captured)
-    assert len(images.each("/cfg.json")) == 2 * 2 * 2
-    assert images.each("/cfg.json")[1] == "<results>/saes/{network}-s3/{hook}/topk-s7/cfg.json"
-    assert len(images.everywhere(images.each("/cfg.json"))) == 2 * 2 * 8
+    assert len(images.each("cfg.json")) == 2 * 2 * 2
+    assert images.each("cfg.json")[1] == "<results>/saes/{network}-s3/{hook}/topk-s7/cfg.json"
+    assert len(images.everywhere(images.each("cfg.json"))) == 2 * 2 * 8
     assert [key for job in images.jobs for key in job]
     assert images.members_of("FFN-full", "last.pre")[1] == {
         "architecture": "FFN",

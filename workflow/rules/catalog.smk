@@ -26,8 +26,8 @@ if OF_TEXTS:
     rule test_concepts:
         input:
             model=lambda wildcards: model_files(wildcards.network),
-            saes=OF_TEXTS.each("/cfg.json", ANALYZED_SEEDS),
-            weights=OF_TEXTS.each("/sae_weights.safetensors", ANALYZED_SEEDS),
+            saes=OF_TEXTS.each("cfg.json", ANALYZED_SEEDS),
+            weights=OF_TEXTS.each("sae_weights.safetensors", ANALYZED_SEEDS),
             texts=[*(SHIPPED_TEXTS if STUDY.language.concepts.shipped else []), *STUDY.language.concepts.files],
             lib=library("test_concepts"),
         output:
@@ -67,8 +67,8 @@ if OF_TEXTS:
 
     rule write_package:
         input:
-            saes=OF_TEXTS.each("/cfg.json", ANALYZED_SEEDS, PACKAGED),
-            weights=OF_TEXTS.each("/sae_weights.safetensors", ANALYZED_SEEDS, PACKAGED),
+            saes=OF_TEXTS.each("cfg.json", ANALYZED_SEEDS, PACKAGED),
+            weights=OF_TEXTS.each("sae_weights.safetensors", ANALYZED_SEEDS, PACKAGED),
             features=OF_TEXTS.features("features.parquet", PACKAGED),
             contexts=OF_TEXTS.features("contexts.parquet", PACKAGED),
             summaries=OF_TEXTS.features("summary.json", PACKAGED),

@@ -15,9 +15,9 @@ for fitted in FITTED:
             train_chunks=map(ancient, fitted.parts(trained_on)),
             held_out_stores=fitted.manifests(held_out) if of_images else [],
             held_out_chunks=map(ancient, fitted.parts(held_out) if of_images else []),
-            metrics=[] if of_images else fitted.metrics,
-            saes=fitted.each("/cfg.json", fitted.feature_seeds),
-            weights=fitted.each("/sae_weights.safetensors", fitted.feature_seeds),
+            metrics=[] if of_images else [fitted.metrics],
+            saes=fitted.each("cfg.json", fitted.feature_seeds),
+            weights=fitted.each("sae_weights.safetensors", fitted.feature_seeds),
             lib=library("analyze_features", fitted.reads),
         output:
             features=fitted.features(table),

@@ -15,8 +15,8 @@ for fitted in FITTED:
                 chunks=map(ancient, fitted.parts(fitted.splits[0])),
                 lib=library("train_saes"),
             output:
-                saes=fitted.of_job(keys, "/cfg.json"),
-                weights=fitted.of_job(keys, "/sae_weights.safetensors"),
+                saes=fitted.of_job(keys, "cfg.json"),
+                weights=fitted.of_job(keys, "sae_weights.safetensors"),
                 curves=fitted.of_job(keys, ".curves.parquet"),
             log:
                 f"<results>/logs/train_saes{fitted.suffix}/{{network}}/{{hook}}{part}.log",
@@ -44,8 +44,8 @@ for fitted in FITTED:
             given=lambda wildcards: input_files(wildcards.network),
             stores=fitted.manifests(fitted.splits[1]),
             chunks=map(ancient, fitted.parts(fitted.splits[1])),
-            saes=fitted.each("/cfg.json"),
-            weights=fitted.each("/sae_weights.safetensors"),
+            saes=fitted.each("cfg.json"),
+            weights=fitted.each("sae_weights.safetensors"),
             lib=library("evaluate_saes", fitted.kind, fitted.reads),
         output:
             metrics=fitted.metrics,
