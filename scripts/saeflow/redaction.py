@@ -87,8 +87,14 @@ def _forms_of(source: str) -> set[str]:
         matches += filter(None, [_LOGIN_OF_ALL.match(text)])
         found |= {match["secret"] for match in matches}
     found |= {re.split("%20|%26|%3B", secret, flags=re.I)[0] for secret in found}  # another option may follow
-    unquoted = {re.sub(r"\\(.)", r"\1", secret.strip("'\"")) for secret in found}
+    unquoted = {re.sub(r"\\(.)", r"\1", _inside_quotes(secret)) for secret in found}
     return {form for secret in found | unquoted for form in _spellings(secret)}
+
+
+def _inside_quotes(secret: str) -> str:
+    """What stands between the quotes; a secret may end with one of its own."""
+    is_quoted = len(secret) > 1 and secret[0] == secret[-1] and secret[0] in "'\""
+    return secret[1:-1] if is_quoted else secret.strip("'\"")
 
 
 def _spellings(secret: str) -> set[str]:

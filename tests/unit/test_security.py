@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from random_saes import random_sae
@@ -369,7 +369,7 @@ def test_a_password_that_no_variable_holds_is_hidden_too():
 
 
 SECRET = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=8, max_size=24).filter(
-    lambda text: not text.isspace() and len(set(text)) > 4
+    lambda text: not text.isspace() and len(set(text)) > 4 and text not in "$SAEFLOW_CATALOG_URL"
 )
 PLACES = [
     "postgresql://ada:{quoted}@db.example:5432/lab",
@@ -392,8 +392,10 @@ def placed(place: str, secret: str) -> str:
 
 @pytest.mark.parametrize("place", PLACES)
 @settings(deadline=None, max_examples=40)
+@example(secret="0000123'")
 @given(secret=SECRET)
 def test_a_password_is_shown_in_no_spelling(place, secret):
+    assume(secret not in place)
     url = placed(place, secret)
     spellings = {secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], json.dumps(secret)[1:-1]}
     shown = [redact(f"cannot open {url}"), redact(f"cannot open {url!r} for {{'a': 1}}")]
